@@ -1,0 +1,253 @@
+"""Training of the reference LSTM: seeded, and resumable after a kill at any moment with the very same result.
+
+What a step reads is a function of (seed, step). A checkpoint holds everything else that the next step depends on: the
+weights, the optimiser, the carried states, the random generator, and how far the log reaches. A run that is killed and
+started again goes back to its last checkpoint, cuts the log there, and repeats the steps in between bit for bit, on the
+same machine with the same number of threads.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from statecheck_reference.checkpointing import held, load_checkpoint, save_checkpoint
+from statecheck_reference.corpus import Corpus
+from statecheck_reference.lstm import LSTMLanguageModel
+from statecheck_reference.settings import TrainingSettings
+from statecheck_reference.streams import Batch, PassageStreams, validation_windows
+from statecheck_reference.training_log import TrainingLog, significant
+
+LOG, THROUGHPUT = "training_log.jsonl", "throughput.jsonl"
+Row = dict[str, Any]
+
+
+class TrainingDiverged(RuntimeError):
+    """The loss or the gradient is not finite: the run is of no use from here on."""
+
+
+@dataclass
+class Run:
+    """A training run under way."""
+
+    settings: TrainingSettings
+    folder: Path
+    model: LSTMLanguageModel
+    optimizer: torch.optim.Optimizer
+    log: TrainingLog
+    step: int = 0
+
+
+def train(
+    settings: TrainingSettings,
+    corpus: Corpus,
+    folder: Path,
+    *,
+    report: Callable[[int, Row | None], None] = lambda step, row: None,
+    warn: Callable[[str], None] = print,
+) -> LSTMLanguageModel:
+    """Train until `settings.steps`, or go on where an earlier call in `folder` stopped; return the trained model.
+
+    `report(step, row)` is called after every step, with the log's row where there is one; `warn(line)` once if the
+    number of threads is another one than the checkpoint's. Raises ValueError if `folder` holds a run with other
+    settings or another corpus, RuntimeError if another process trains there, TrainingDiverged if the loss is not finite.
+    """
+    with held(folder):
+        streams = PassageStreams(
+            corpus,
+            batch=settings.batch,
+            window=settings.window,
+            passage_windows=settings.passage_windows,
+            seed=settings.seed,
+        )
+        windows = validation_windows(
+            corpus, rows=settings.validation_rows, length=settings.validation_length, window=settings.window
+        )
+        run = _begin_or_resume(settings, corpus, folder, warn)
+        try:
+            _run_to_the_end(run, streams, windows, corpus.digest, report)
+        finally:
+            run.log.close()
+        return run.model
+
+
+def evaluate(model: LSTMLanguageModel, windows: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """Mean loss in nats a token over `windows` of (inputs, targets), from a fresh state carried from one to the next.
+
+    The model's own states are left as they were.
+    """
+    kept, training = model.get_states(), model.training
+    model.set_states(None)
+    model.eval()
+    with torch.no_grad():
+        total = sum(
+            float(functional.cross_entropy(model(inputs).flatten(0, 1).double(), targets.flatten(), reduction="sum"))
+            for inputs, targets in windows
+        )
+    model.set_states(kept)
+    model.train(training)
+    return total / sum(targets.numel() for _, targets in windows)
+
+
+def _begin_or_resume(
+    settings: TrainingSettings, corpus: Corpus, folder: Path, warn: Callable[[str], None]
+) -> Run:
+    torch.manual_seed(settings.seed)
+    model = LSTMLanguageModel(settings.config)
+    optimizer = _optimizer(model, settings)
+    checkpoint = load_checkpoint(folder)
+    if checkpoint is None:
+        return Run(settings, folder, model, optimizer, TrainingLog(folder / LOG))
+    _refuse_another_run(checkpoint, settings, corpus.digest)
+    if checkpoint["threads"] != torch.get_num_threads():
+        warn(
+            f"warning: the checkpoint was written with {checkpoint['threads']} threads, this process has "
+            f"{torch.get_num_threads()}: the weights will not be bit-identical to an uninterrupted run's"
+        )
+    model.load_state_dict(checkpoint["weights"])
+    model.set_states(checkpoint["states"])
+    optimizer.load_state_dict(checkpoint["optimizer"])
+    torch.set_rng_state(checkpoint["generator"])
+    log = TrainingLog(folder / LOG, keep_bytes=checkpoint["log_bytes"])
+    return Run(settings, folder, model, optimizer, log, checkpoint["step"])
+
+
+def _refuse_another_run(checkpoint: Row, settings: TrainingSettings, digest: str) -> None:
+    then, now = json.loads(checkpoint["settings"]), settings.to_dict()
+    changed = [f"{name} {then.get(name)} -> {now[name]}" for name in now if then.get(name) != now[name]]
+    if checkpoint["corpus"] != digest:
+        changed.append(f"corpus {checkpoint['corpus'][:12]} -> {digest[:12]}")
+    if changed:
+        raise ValueError(
+            f"work directory: holds a run with other settings ({'; '.join(changed)}); "
+            "repeat its settings to resume it, or choose another folder"
+        )
+
+
+def _optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
+    """AdamW; matrices decay, biases don't."""
+    parameters = list(model.parameters())
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for parameter in parameters if parameter.dim() > 1]},
+        {"params": [parameter for parameter in parameters if parameter.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.peak_rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay)
+
+
+def _run_to_the_end(
+    run: Run,
+    streams: PassageStreams,
+    windows: Sequence[tuple[Tensor, Tensor]],
+    digest: str,
+    report: Callable[[int, Row | None], None],
+) -> None:
+    settings = run.settings
+    if run.step == 0:
+        row = {"step": 0, **_untrained_output(run.model, streams.batch_at(0)), **_validation(run.model, windows)}
+        run.log.append(row)
+        report(0, row)
+    losses: list[float] = []
+    norms: list[float] = []
+    began = time.perf_counter()
+    while run.step < settings.steps:
+        loss, norm, by_component = _step(run, streams.batch_at(run.step))
+        run.step += 1
+        losses.append(loss)
+        norms.append(norm)
+        row = None
+        if run.step % settings.log_every == 0 or run.step == settings.steps:
+            row = _training_row(run, losses, norms, by_component)
+            if run.step % settings.validate_every == 0 or run.step == settings.steps:
+                row.update(_validation(run.model, windows))
+            run.log.append(row)
+            _write_throughput(run, len(losses), time.perf_counter() - began)
+            losses, norms, began = [], [], time.perf_counter()
+        if run.step % settings.checkpoint_every == 0 or run.step == settings.steps:
+            _checkpoint(run, digest)
+        report(run.step, row)
+
+
+def _step(run: Run, batch: Batch) -> tuple[float, float, dict[str, float]]:
+    """One update; the loss, the norm of the gradient before clipping, and that of each component."""
+    model, settings = run.model, run.settings
+    for group in run.optimizer.param_groups:
+        group["lr"] = settings.rate(run.step + 1)
+    # Back-propagation is cut at the window's edge; rows that begin a passage forget the one before.
+    kept = (~batch.fresh).to(model.output_bias.dtype).unsqueeze(1)  # (B, 1)
+    model.set_states({name: state.detach() * kept for name, state in model.get_states().items()})
+    loss = functional.cross_entropy(model(batch.inputs).flatten(0, 1), batch.targets.flatten())
+    run.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    by_component = _gradient_norms(model)
+    norm = float(nn.utils.clip_grad_norm_(model.parameters(), settings.clip))
+    if not (math.isfinite(float(loss)) and math.isfinite(norm)):
+        raise TrainingDiverged(
+            f"step {run.step + 1}: the loss is {float(loss)} and the gradient norm {norm}; "
+            f"try a lower --peak-rate than {settings.peak_rate}"
+        )
+    run.optimizer.step()
+    return float(loss), norm, by_component
+
+
+def _gradient_norms(model: LSTMLanguageModel) -> dict[str, float]:
+    parts = {"embedding": model.embedding, **{f"layers.{index}": layer for index, layer in enumerate(model.layers)}}
+    return {
+        name: float(torch.stack([p.grad.norm() for p in part.parameters() if p.grad is not None]).norm())
+        for name, part in parts.items()
+    }
+
+
+def _training_row(run: Run, losses: list[float], norms: list[float], by_component: dict[str, float]) -> Row:
+    return {
+        "step": run.step,
+        "train_loss": significant(sum(losses) / len(losses)),
+        "lr": significant(run.settings.rate(run.step)),
+        "gradient_norm": significant(sum(norms) / len(norms)),
+        "gradient_norms": {name: significant(norm) for name, norm in by_component.items()},
+    }
+
+
+def _validation(model: LSTMLanguageModel, windows: Sequence[tuple[Tensor, Tensor]]) -> Row:
+    loss = evaluate(model, windows)
+    return {"validation_loss": significant(loss), "perplexity": significant(math.exp(loss))}
+
+
+def _untrained_output(model: LSTMLanguageModel, batch: Batch) -> Row:
+    """An untrained model should be undecided: the mean entropy of its output against log V, its largest value."""
+    with torch.no_grad():
+        log_shares = model(batch.inputs).log_softmax(-1)  # (B, T, V)
+    model.set_states(None)
+    entropy = float(-(log_shares.exp() * log_shares).sum(-1).mean())
+    return {"output_entropy": significant(entropy), "log_vocabulary": significant(math.log(log_shares.shape[-1]))}
+
+
+def _checkpoint(run: Run, digest: str) -> None:
+    log_bytes = run.log.mark()  # the log first: a checkpoint never knows of rows that the disk may lose
+    content = {
+        "step": run.step,
+        "settings": json.dumps(run.settings.to_dict()),
+        "corpus": digest,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "weights": run.model.state_dict(),
+        "states": {name: state.detach() for name, state in run.model.get_states().items()},
+        "optimizer": run.optimizer.state_dict(),
+        "generator": torch.get_rng_state(),
+        "log_bytes": log_bytes,
+    }
+    save_checkpoint(run.folder, content)
+
+
+def _write_throughput(run: Run, steps: int, seconds: float) -> None:
+    """Clock times stand in a file of their own: they differ from run to run, the log must not."""
+    tokens = steps * run.settings.batch * run.settings.window
+    row = {"step": run.step, "seconds": round(seconds, 3), "tokens_per_second": round(tokens / seconds, 1)}
+    with (run.folder / THROUGHPUT).open("a") as file:
+        file.write(json.dumps(row) + "\n")

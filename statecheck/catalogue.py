@@ -1,0 +1,170 @@
+"""The table of everything that can be asked for by name: items (laws, probes) and models.
+
+Built-ins stand in a literal table of strings, so that listing them imports neither torch nor the code itself. Plug-ins
+come in through the entry-point groups `statecheck.items` (a function labelled with `statecheck.probes.probe`) and
+`statecheck.models` (a :class:`statecheck.protocol.RegisteredModel`). A second owner of a name is refused.
+
+>>> ITEMS["D1"].title
+'Divergence: does the state grow past its trained length?'
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from statecheck.errors import UsageError
+
+
+@dataclass(frozen=True)
+class ItemEntry:
+    """One row of the catalogue. `target` is "module:function"; `needs` names the evidence, `cost` is in forward passes."""
+
+    id: str
+    target: str
+    title: str
+    needs: tuple[str, ...] = ("states",)
+    cost: str = "shared trace"
+
+    def load(self) -> Callable[..., Any]:
+        """The function itself (imports its module)."""
+        module, _, function = self.target.partition(":")
+        return getattr(import_module(module), function)
+
+
+_PROBES = "statecheck.probes."
+
+ITEMS: Mapping[str, ItemEntry] = {
+    entry.id: entry
+    for entry in (
+        ItemEntry(
+            "S0",
+            _PROBES + "fundamentals:declared",
+            "States exist as declared, and rows are a batch",
+            cost="10 short calls",
+        ),
+        ItemEntry("S1", _PROBES + "fundamentals:sane", "States are finite, not all zero, and of sane scale"),
+        ItemEntry("S2", _PROBES + "fundamentals:input_dependent", "Different inputs give different states"),
+        ItemEntry(
+            "S3", _PROBES + "fundamentals:deterministic", "The same input gives the same state", cost="2 short runs"
+        ),
+        ItemEntry(
+            "S4", _PROBES + "components:contributes", "Every component contributes", ("states", "text", "components")
+        ),
+        ItemEntry("G3.5", _PROBES + "evolution:evolves", "The state evolves and is not saturated"),
+        ItemEntry("D1", _PROBES + "divergence:diverges", "Divergence: does the state grow past its trained length?"),
+        ItemEntry(
+            "D2",
+            _PROBES + "collapse:collapses",
+            "Collapse: frozen, saturated, dead, unselective or stuck",
+            cost="shared trace + 1 step a layer",
+        ),
+        ItemEntry(
+            "D3",
+            _PROBES + "components:interaction",
+            "Interaction: effect of ablating each component",
+            ("text", "components"),
+        ),
+        ItemEntry(
+            "D4",
+            _PROBES + "long_range:remembers",
+            "Long range: is a longer context read, and of use?",
+            ("states", "text"),
+            "6 context lengths",
+        ),
+        ItemEntry("health", _PROBES + "health:healthy", "State health score of every layer and component"),
+        ItemEntry(
+            "coupling",
+            _PROBES + "components:coupling",
+            "Gradient-state coupling of the components",
+            ("text", "components"),
+        ),
+        ItemEntry(
+            "flow",
+            _PROBES + "components:flow",
+            "Information flow: share of each component's memory",
+            ("text", "components"),
+        ),
+        ItemEntry(
+            "gradient-ratio",
+            _PROBES + "components:gradient_ratio",
+            "Gradient ratio of the components",
+            ("text", "components"),
+        ),
+        ItemEntry(
+            "extended",
+            _PROBES + "extended:stable",
+            "Extended training: is the training log stable?",
+            ("training log",),
+            "reads a file",
+        ),
+    )
+}
+
+
+def items(extra: Iterable[Callable[..., Any]] = ()) -> dict[str, ItemEntry]:
+    """Built-in items, then those of installed plug-ins, then `extra` functions labelled with `@probe`.
+
+    Raises :class:`UsageError` for a plug-in without a label and for a name that is already taken.
+    """
+    table = dict(ITEMS)
+    for point in entry_points(group="statecheck.items"):
+        _add(table, _load_plugin(point), f"plug-in {point.name!r} ({point.value})")
+    for function in extra:
+        _add(table, function, f"function {getattr(function, '__qualname__', function)!r}")
+    return table
+
+
+def _load_plugin(point: EntryPoint) -> Any:
+    try:
+        return point.load()
+    except Exception as error:
+        raise UsageError(
+            f"plug-in {point.name!r} ({point.value}) raised {type(error).__name__} on import: {error}"
+        ) from error
+
+
+def _add(table: dict[str, ItemEntry], function: Any, owner: str) -> None:
+    entry = label_of(function, owner)
+    if entry.id in table:
+        taken = table[entry.id].target
+        raise UsageError(f"{owner} calls itself {entry.id!r}, which is already {taken}: give it another id")
+    table[entry.id] = entry
+
+
+def label_of(function: Any, owner: str) -> ItemEntry:
+    """The row that `@probe` put on a function; UsageError with expected and found if there is none."""
+    label = getattr(function, "statecheck_label", None)
+    if not isinstance(label, ItemEntry):
+        found = type(function).__name__
+        raise UsageError(
+            f"{owner}: expected a function labelled with @statecheck.probe(id, title), found {found} without a label"
+        )
+    return label
+
+
+def model_entry_points() -> dict[str, EntryPoint]:
+    """Registered models by name, not loaded. Raises :class:`UsageError` if two packages claim one name."""
+    found: dict[str, EntryPoint] = {}
+    for point in entry_points(group="statecheck.models"):
+        if point.name in found and found[point.name].value != point.value:
+            raise UsageError(
+                f"two packages register the model {point.name!r}: {found[point.name].value} and {point.value}"
+            )
+        found[point.name] = point
+    return found
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """'; did you mean X?' or the list of what is known.
+
+    >>> suggest("helth", ["D1", "health"])
+    '; did you mean health?'
+    """
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"

@@ -1,0 +1,189 @@
+"""What statecheck asks of a model: the protocol, the facts that a model declares, and two helpers.
+
+A *state* is everything that a model remembers between two calls: the hidden state h and cell state c of an LSTM, the
+WKV matrices of RWKV, the SSM state and convolution window of Mamba, the keys and values of a transformer's cache. It is
+a flat mapping of names to tensors whose dimension 0 is the batch. This module holds no code that needs torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from statecheck.errors import CapabilityMissing
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+States = dict[str, "Tensor"]
+
+
+class StateKind(Enum):
+    """What a state tensor is. Norms and cosines are measured on MATRIX and VECTOR alone."""
+
+    MATRIX = "matrix"
+    VECTOR = "vector"
+    CONV = "conv"
+    KV = "kv"
+    NORMALISER = "normaliser"
+    POSITION = "position"
+    MASK = "mask"
+    FLAG = "flag"
+
+    @property
+    def recurrent(self) -> bool:
+        """True for the memory proper: recurrent matrices and vectors."""
+        return self in (StateKind.MATRIX, StateKind.VECTOR)
+
+
+class Capability(Enum):
+    """What a model can do. Declared, or found by trying; a check that needs a missing one is SKIP."""
+
+    OBSERVE = "observe"  # get_states returns tensors
+    SET_STATES = "set_states"  # states can be put back
+    RESET = "reset"  # the model can forget everything in place
+    REBUILD = "rebuild"  # a copy with the same parameters and no history can be made
+    CHUNKS = "chunks"  # a call of several tokens on a warm state
+    GRADIENT_STEP = "gradient_step"  # gradients reach the states given, in a call of one token
+    GRADIENT_SEQUENCE = "gradient_sequence"  # the same, in a call of several tokens
+    MODULES = "modules"  # every component names modules whose outputs can be ablated
+
+
+@dataclass(frozen=True)
+class StateFacts:
+    """One state tensor: `shape` leaves the batch out; axes count from 0 = batch.
+
+    `recurrence` is "diagonal" when unit i of the next state depends on unit i alone of this one (given the same input
+    and other states), "dense" when units mix, "derived" when the tensor carries no memory of its own (the h of an
+    LSTM is o * tanh(c)), None when it is to be found by trying.
+    """
+
+    kind: StateKind
+    component: str
+    layer: int
+    shape: tuple[int, ...]
+    dtype: str
+    head_axis: int | None = None
+    time_axis: int | None = None
+    normaliser: str | None = None
+    bounds: tuple[float, float] | None = None
+    recurrence: str | None = None
+
+
+@dataclass(frozen=True)
+class ComponentFacts:
+    """One component: shell-style patterns of the names of its states, parameters and modules.
+
+    `selective` says whether retention depends on the input (Mamba, RWKV-6, the gates of an LSTM: True; S4, RetNet:
+    False; None: not declared).
+    """
+
+    states: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+    selective: bool | None = None
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a model declares of itself, or what `sc.wrap` found by trying it."""
+
+    title: str
+    inputs: str  # "tokens" or "vectors"
+    vocabulary: int | None  # tokens: ids are 0 .. vocabulary - 1
+    width: int | None  # vectors: features of an input
+    output_width: int
+    loss: str | None  # "cross_entropy", "mse", or None where no loss can be had
+    components: Mapping[str, ComponentFacts]
+    states: Mapping[str, StateFacts]
+    capabilities: frozenset[Capability]
+    training_length: int | None = None
+    missing: Mapping[Capability, str] = field(default_factory=dict)  # why a capability is not there
+    backend: str = "torch"
+    dtype: str = "float32"
+    device: str = "cpu"
+    tokenizer: Path | None = None
+
+    def require(self, capability: Capability) -> None:
+        """Raise :class:`CapabilityMissing` with the reason if the model lacks `capability`."""
+        if capability not in self.capabilities:
+            reason = self.missing.get(capability, "not declared")
+            raise CapabilityMissing(f"the model has no capability '{capability.value}': {reason}")
+
+    def names(self, *, component: str | None = None, layer: int | None = None, recurrent: bool = True) -> list[str]:
+        """Names of the states of a component and layer; `recurrent` leaves out KV, conv, positions and flags."""
+        return [
+            name
+            for name, state in self.states.items()
+            if (component is None or state.component == component)
+            and (layer is None or state.layer == layer)
+            and (state.kind.recurrent or not recurrent)
+        ]
+
+
+@runtime_checkable
+class StatefulModel(Protocol):
+    """A model that remembers. A call continues from the current states.
+
+    Inputs are token ids (batch, time) or vectors (batch, time, features); outputs are (batch, time, vocabulary) or
+    (batch, time, features). What `get_states` returns is the caller's: later calls never change it. `set_states` uses
+    the very tensors given, so that gradients reach them. Another batch size without a reset raises.
+    """
+
+    facts: ModelFacts
+
+    def __call__(self, inputs: Tensor, *, mask: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
+        """Outputs for `inputs`, continuing from the current states."""
+
+    def get_states(self) -> States:
+        """All that the model remembers, now; {} before the first call."""
+
+    def set_states(self, states: States | None) -> None:
+        """Continue from `states`; None: forget everything."""
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """A model that a package offers by name through the entry-point group `statecheck.models`.
+
+    `build` makes the untrained module from a configuration (ValueError names a wrong key). `folder` is a checkpoint
+    folder (model.safetensors, config.json, and optionally tokenizer.json and training_log.jsonl), `text` a folder of
+    documents to check it on.
+    """
+
+    name: str
+    title: str
+    build: Callable[[Mapping[str, Any]], nn.Module]
+    folder: Path | None = None
+    text: Path | None = None
+
+
+def fresh(model: StatefulModel) -> StatefulModel:
+    """The model without history: `model` itself after a reset where it can be reset, else a copy with no history.
+
+    Raises :class:`CapabilityMissing` when the model can neither forget nor be rebuilt.
+    """
+    if Capability.RESET in model.facts.capabilities:
+        model.set_states(None)
+        return model
+    rebuild = getattr(model, "rebuild", None)
+    if rebuild is None or Capability.REBUILD not in model.facts.capabilities:
+        model.facts.require(Capability.RESET)
+    return rebuild()  # type: ignore[misc]
+
+
+def advance(model: StatefulModel, inputs: Tensor, states: States | None) -> tuple[Tensor, States]:
+    """The model as a function: (inputs, states) -> (outputs, next states). None starts from no history.
+
+    The tensors in `states` are not changed, even by a model that works in place; gradients reach them.
+    """
+    if states is None:
+        model = fresh(model)
+    else:
+        model.facts.require(Capability.SET_STATES)
+        model.set_states({name: value.clone() for name, value in states.items()})
+    outputs = model(inputs)
+    return outputs, model.get_states()
