@@ -22,16 +22,19 @@ from statecheck.errors import UsageError
 
 @dataclass(frozen=True)
 class ItemEntry:
-    """One row of the catalogue. `target` is "module:function"; `needs` names the evidence, `cost` is in forward passes."""
+    """One row. `target` is "module:function"; `needs` names the evidence, `cost` says what it takes."""
 
     id: str
     target: str
     title: str
     needs: tuple[str, ...] = ("states",)
     cost: str = "shared trace"
+    function: Callable[..., Any] | None = None  # of a plug-in, which is at hand already
 
     def load(self) -> Callable[..., Any]:
         """The function itself (imports its module)."""
+        if self.function is not None:
+            return self.function
         module, _, function = self.target.partition(":")
         return getattr(import_module(module), function)
 
@@ -131,20 +134,20 @@ def _load_plugin(point: EntryPoint) -> Any:
 def _add(table: dict[str, ItemEntry], function: Any, owner: str) -> None:
     entry = label_of(function, owner)
     if entry.id in table:
-        taken = table[entry.id].target
+        taken = table[entry.id].target or "taken by another plug-in"
         raise UsageError(f"{owner} calls itself {entry.id!r}, which is already {taken}: give it another id")
     table[entry.id] = entry
 
 
 def label_of(function: Any, owner: str) -> ItemEntry:
-    """The row that `@probe` put on a function; UsageError with expected and found if there is none."""
+    """The row for a function that `@probe` labelled; UsageError with expected and found if it has no label."""
     label = getattr(function, "statecheck_label", None)
-    if not isinstance(label, ItemEntry):
+    if label is None:
         found = type(function).__name__
         raise UsageError(
-            f"{owner}: expected a function labelled with @statecheck.probe(id, title), found {found} without a label"
+            f"{owner}: expected a function labelled with @statecheck.probe(id, title), found a {found} without a label"
         )
-    return label
+    return ItemEntry(label.id, "", label.title, label.needs, label.cost, function)
 
 
 def model_entry_points() -> dict[str, EntryPoint]:

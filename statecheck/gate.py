@@ -51,7 +51,8 @@ class Decision:
 def decide(verdicts: Iterable[Verdict]) -> Decision:
     """Fold verdicts in the order FAIL, blocked (ERROR, SKIP, STALE, INCONCLUSIVE where required), WARN, PASS.
 
-    Nothing that ran at all is exit 5. A FAIL of an item that is not required fails all the same.
+    Nothing that ran at all is exit 5. A FAIL of an item that is not required fails all the same, and where no item
+    passed (each one is an ERROR that is not required, say) nothing is passed.
     """
     rows = list(verdicts)
     statuses = {row.status for row in rows}
@@ -64,6 +65,8 @@ def decide(verdicts: Iterable[Verdict]) -> Decision:
         return Decision("INCONCLUSIVE", None, 3)
     if Status.WARN in statuses:
         return Decision("INCONCLUSIVE", "B", 3)
+    if Status.PASS not in statuses:
+        return Decision("INCONCLUSIVE", None, 3)
     return Decision("PASS", "A", 0)
 
 

@@ -133,7 +133,9 @@ class StatefulModel(Protocol):
     the very tensors given, so that gradients reach them. Another batch size without a reset raises.
     """
 
-    facts: ModelFacts
+    @property
+    def facts(self) -> ModelFacts:
+        """What the model declares of itself."""
 
     def __call__(self, inputs: Tensor, *, mask: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
         """Outputs for `inputs`, continuing from the current states."""

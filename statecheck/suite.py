@@ -87,7 +87,7 @@ def load_suite(name: str | Path, *, items: Mapping[str, ItemEntry] = ITEMS) -> S
     if str(name) in bundled():
         text = files("statecheck.suites").joinpath(f"{name}.toml").read_text(encoding="utf-8")
     elif Path(name).is_file():
-        text = Path(name).read_text(encoding="utf-8")
+        text = _read(Path(name))
     else:
         raise UsageError(f"no suite {str(name)!r}: not a file{suggest(str(name), bundled())}")
     try:
@@ -96,13 +96,20 @@ def load_suite(name: str | Path, *, items: Mapping[str, ItemEntry] = ITEMS) -> S
         raise error.within(f"suite {str(name)!r}") from None
 
 
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"suite {str(path)!r}: expected a UTF-8 TOML file that can be read, found {error}") from None
+
+
 def parse_suite(text: str, *, items: Mapping[str, ItemEntry] = ITEMS) -> Suite:
     """A suite from the text of its file."""
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"not TOML: {error}") from None
-    _only_keys(data, {"name", "title", "item"}, "at the top")
+    _shape(data, {"name": (str,), "title": (str,), "item": (list,)}, "at the top")
     rows = tuple(_item(row, items) for row in data.get("item", []))
     if not rows:
         raise UsageError("holds no [[item]]: nothing would be checked")
@@ -119,8 +126,8 @@ def parse_suite(text: str, *, items: Mapping[str, ItemEntry] = ITEMS) -> Suite:
 
 
 def _item(row: Mapping[str, Any], items: Mapping[str, ItemEntry]) -> SuiteItem:
-    _only_keys(row, {"id", "required", "options", "criterion"}, "in an [[item]]")
-    id = row.get("id")
+    _shape(row, {"id": (str,), "required": (bool,), "options": (dict,), "criterion": (list,)}, "in an [[item]]")
+    id = row.get("id", "")
     if id not in items:
         raise UsageError(f"unknown item {id!r}{suggest(str(id), items)}")
     criteria = tuple(_criterion(entry, id) for entry in row.get("criterion", []))
@@ -129,8 +136,13 @@ def _item(row: Mapping[str, Any], items: Mapping[str, ItemEntry]) -> SuiteItem:
     return SuiteItem(id, bool(row.get("required", True)), dict(row.get("options", {})), criteria)
 
 
+_BOUNDS: tuple[type, ...] = (str, list)
+_TEXT: tuple[type, ...] = (str,)
+_CRITERION = {"on": _TEXT, "pass": _BOUNDS, "fail": _BOUNDS, "warn": _BOUNDS, "source": _TEXT, "advice": _TEXT}
+
+
 def _criterion(row: Mapping[str, Any], id: str) -> Criterion:
-    _only_keys(row, {"on", "pass", "fail", "warn", "source", "advice"}, f"in a criterion of {id}")
+    _shape(row, _CRITERION, f"in a criterion of {id}")
     on, source = row.get("on"), row.get("source")
     if not on or not source:
         raise UsageError(f"a criterion of {id} needs 'on' (a measurement) and 'source' (where its numbers come from)")
@@ -149,8 +161,10 @@ def _bounds(value: str | list[str], on: str) -> tuple[Bound, ...]:
 
 
 def _satisfiable(passes: Sequence[Bound], fails: Sequence[Bound], on: str) -> None:
-    low = max((b.threshold for b in passes if b.above), default=-math.inf)
-    high = min((b.threshold for b in passes if not b.above), default=math.inf)
+    # Without `pass`, what does not fail passes: the other side of each failing bound is what is asked for.
+    asked = passes or [Bound(not b.above, b.threshold) for b in fails]
+    low = max((b.threshold for b in asked if b.above), default=-math.inf)
+    high = min((b.threshold for b in asked if not b.above), default=math.inf)
     if low >= high:
         raise UsageError(f"criterion on {on} can't be met: it asks for > {low:g} and < {high:g}")
     for bound in fails if passes else ():
@@ -159,10 +173,19 @@ def _satisfiable(passes: Sequence[Bound], fails: Sequence[Bound], on: str) -> No
             raise UsageError(f"criterion on {on}: '{bound}' fails values that 'pass' accepts")
 
 
-def _only_keys(row: Mapping[str, Any], known: set[str], where: str) -> None:
-    for key in row:
-        if key not in known:
-            raise UsageError(f"unknown key {key!r} {where}{suggest(key, known)}")
+def _shape(row: Any, kinds: Mapping[str, tuple[type, ...]], where: str) -> None:
+    """Refuse what is not a table, an unknown key, and a value of the wrong type."""
+    if not isinstance(row, dict):
+        raise UsageError(f"expected a table {where}, found {row!r}")
+    for key, value in row.items():
+        if key not in kinds:
+            raise UsageError(f"unknown key {key!r} {where}{suggest(key, kinds)}")
+        if not isinstance(value, kinds[key]):
+            names = " or ".join(_TOML_NAMES[kind] for kind in kinds[key])
+            raise UsageError(f"{key!r} {where}: expected {names}, found {value!r}")
+
+
+_TOML_NAMES = {str: "a text", bool: "true or false", dict: "a table", list: "a list"}
 
 
 def judge(suite: Suite, outcomes: Mapping[str, Outcome], *, items: Mapping[str, ItemEntry] = ITEMS) -> list[Verdict]:
@@ -222,8 +245,8 @@ def _status(m: Measurement, criterion: Criterion) -> Status:
 
 
 def _between(m: Measurement, criterion: Criterion) -> bool:
-    """The whole interval lies on the wrong side of `pass` and the right side of `fail`."""
-    beyond_pass = all(m.low >= b.threshold if not b.above else m.high <= b.threshold for b in criterion.passes)
+    """The whole interval lies on the wrong side of a `pass` bound and on the right side of every `fail` bound."""
+    beyond_pass = any(m.low >= b.threshold if not b.above else m.high <= b.threshold for b in criterion.passes)
     short_of_fail = all(m.high <= b.threshold if b.above else m.low >= b.threshold for b in criterion.fails)
     return beyond_pass and short_of_fail
 

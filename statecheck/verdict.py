@@ -248,14 +248,20 @@ class Bound:
 
     @staticmethod
     def parse(text: str) -> Bound:
-        """Read '< NUMBER' or '> NUMBER'; ValueError otherwise."""
-        sign, _, rest = text.strip().partition(" ")
-        if sign not in ("<", ">") or not rest:
+        """Read '< NUMBER' or '> NUMBER' with a finite number; ValueError otherwise."""
+        sign, _, rest = text.strip().partition(" ") if isinstance(text, str) else ("", "", "")
+        try:
+            threshold = float(rest)
+        except ValueError:
+            threshold = math.nan
+        if sign not in ("<", ">") or not math.isfinite(threshold):
             raise ValueError(f"expected '< NUMBER' or '> NUMBER', found {text!r}")
-        return Bound(sign == ">", float(rest))
+        return Bound(sign == ">", threshold)
 
     def __str__(self) -> str:
-        return f"{'>' if self.above else '<'} {self.threshold:g}"
+        short = f"{self.threshold:g}"
+        exact = short if float(short) == self.threshold else repr(self.threshold)
+        return f"{'>' if self.above else '<'} {exact}"
 
     def clear(self, low: float, high: float) -> bool:
         """True if the whole interval lies beyond the threshold."""
@@ -327,4 +333,4 @@ def number_to_json(value: float) -> float | str:
         return "NaN"
     if math.isinf(value):
         return "Infinity" if value > 0 else "-Infinity"
-    return value
+    return float(value)

@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,14 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from statecheck_reference.files import sweep, write_atomically
+from statecheck.atomic import atomic_write_bytes, sweep_temporaries
 
 CHECKPOINT, LOCK = "checkpoint.pt", "lock"
 
 
 def save_checkpoint(folder: Path, content: Mapping[str, Any]) -> None:
     """Replace the checkpoint in `folder` by `content` (tensors, numbers, strings, dicts and lists of them)."""
-    write_atomically(folder / CHECKPOINT, lambda file: torch.save(dict(content), file))
+    file = io.BytesIO()
+    torch.save(dict(content), file)
+    atomic_write_bytes(folder / CHECKPOINT, file.getvalue())
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
@@ -25,7 +28,6 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
 
     Raises ValueError with one line if the file can't be read as weights and plain values.
     """
-    sweep(folder)
     path = folder / CHECKPOINT
     if not path.is_file():
         return None
@@ -61,4 +63,5 @@ def held(folder: Path) -> Iterator[None]:
             raise RuntimeError(
                 f"work directory: {folder} is in use by another run; wait for it or choose another one"
             ) from error
+        sweep_temporaries(folder)
         yield

@@ -1,17 +1,22 @@
 """`statecheck-reference`: train, export and plot the reference models."""
 
+import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
 
 from statecheck_reference.corpus import build_corpus, unigram_entropies
+from statecheck_reference.export import RECORD, evaluate_shipped
+from statecheck_reference.export import export as write_export
 from statecheck_reference.progress import reporter
+from statecheck_reference.registry import LSTM_FOLDER, TEXT_FOLDER
 from statecheck_reference.settings import TrainingSettings
-from statecheck_reference.train import TrainingDiverged
+from statecheck_reference.train import LOG, TrainingDiverged
 from statecheck_reference.train import train as run_training
+from statecheck_reference.training_log import read_log
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
 HELD_OUT = ["dracula", "the-moonstone"]
@@ -76,9 +81,63 @@ def train(
         f"{len(corpus.tokens)} tokens; without memory {entropies['training_on_validation']:.4f} nats a token at best",
         flush=True,
     )
-    with reporter(steps) as show:
-        run_training(settings, corpus, out, report=show, warn=lambda line: print(line, file=sys.stderr))
+    try:
+        with reporter(steps) as show:
+            run_training(settings, corpus, out, report=show, warn=lambda line: print(line, file=sys.stderr))
+    except KeyboardInterrupt:
+        print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
+        raise typer.Exit(130) from None
     print(f"trained {steps} steps in {out}")
+
+
+@app.command()
+def export(
+    work: Annotated[Path, typer.Option(help="Work directory of a training run; its last checkpoint is exported.")],
+    out: Annotated[Path, typer.Option(help="Folder to write: weights, tokenizer, config, log, record.")] = LSTM_FOLDER,
+    text: Annotated[Path, typer.Option(help="Documents on which the loss is recorded.")] = TEXT_FOLDER,
+) -> None:
+    """Write the folder that ships from a training run."""
+    _print_record(write_export(work, out, text))
+
+
+@app.command()
+def show(folder: Annotated[Path, typer.Option(help="A shipped folder.")] = LSTM_FOLDER) -> None:
+    """Print how the shipped model was trained and what it reached."""
+    _print_record(_record(folder))
+
+
+@app.command()
+def evaluate(
+    folder: Annotated[Path, typer.Option(help="A shipped folder.")] = LSTM_FOLDER,
+    text: Annotated[Path, typer.Option(help="A folder of .txt documents.")] = TEXT_FOLDER,
+) -> None:
+    """Measure the shipped model's loss on text."""
+    for name, value in evaluate_shipped(folder, text).items():
+        print(f"{name:24} {value:.6g}")
+
+
+@app.command()
+def plot(
+    out: Annotated[Path, typer.Option(help="PNG file to write.")],
+    folder: Annotated[Path, typer.Option(help="A shipped folder.")] = LSTM_FOLDER,
+) -> None:
+    """Draw the losses of the training log."""
+    from statecheck_reference.plotting import plot_training  # matplotlib takes a second to import
+
+    plot_training(read_log(folder / LOG), _record(folder)["unigram_entropy"]["training_on_validation"], out)
+    print(out)
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / RECORD).read_text())
+
+
+def _print_record(record: dict[str, Any]) -> None:
+    figures = {name: value for name, value in record.items() if name not in ("corpus", "settings", "unigram_entropy")}
+    figures |= {f"unigram_entropy.{name}": value for name, value in record["unigram_entropy"].items()}
+    figures |= {f"corpus.{part}": ", ".join(record["corpus"][part]) for part in ("training", "validation")}
+    for name, value in figures.items():
+        print(f"{name:40} {value}")
 
 
 def main() -> None:
@@ -91,9 +150,6 @@ def main() -> None:
     except (TrainingDiverged, RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(3)
-    except KeyboardInterrupt:
-        print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from statecheck_reference.files import write_atomically, write_bytes
+from statecheck.atomic import atomic_write_bytes, atomic_write_text
 from statecheck_reference.tokenizer import load_tokenizer, train_byte_pairs
 
 TOKENS, INDEX, TOKENIZER = "tokens.bin", "corpus.json", "tokenizer.json"
@@ -106,10 +106,10 @@ def build_corpus(source: Path, folder: Path, *, vocabulary: int, held_out: Seque
         return _reopened(folder, digest, vocabulary, held_out)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = train_byte_pairs((text for title, text in texts.items() if title not in held_out), vocabulary)
-    write_bytes(folder / TOKENIZER, tokenizer.to_str(pretty=True).encode())
+    atomic_write_text(folder / TOKENIZER, tokenizer.to_str(pretty=True))
     documents = _encode(texts, tokenizer, folder / TOKENS, held_out)
     index = {"digest": digest, "vocabulary": vocabulary, "documents": [asdict(document) for document in documents]}
-    write_bytes(folder / INDEX, json.dumps(index, indent=1).encode())  # last: its presence says that the rest is whole
+    atomic_write_text(folder / INDEX, json.dumps(index, indent=1))  # last: its presence says that the rest is whole
     return open_corpus(folder)
 
 
@@ -137,21 +137,21 @@ def unigram_entropies(corpus: Corpus) -> dict[str, float]:
     `validation`: the entropy of the held-out tokens' own frequencies, the lowest loss of any fixed distribution.
     `training_on_validation`: the cross-entropy of the training frequencies (one added to each count) on them.
     """
-    counts = {
-        held_out: sum(
-            np.bincount(corpus.of(document), minlength=corpus.vocabulary)
-            for document in corpus.documents
-            if document.held_out is held_out
-        )
-        for held_out in (False, True)
-    }
-    held = counts[True] / counts[True].sum()
-    known = (counts[False] + 1) / (counts[False] + 1).sum()
+    held, known = _counts(corpus, corpus.validation), _counts(corpus, corpus.training) + 1
+    held, known = held / held.sum(), known / known.sum()
     seen = held > 0
     return {
         "validation": float(-(held[seen] * np.log(held[seen])).sum()),
         "training_on_validation": float(-(held * np.log(known)).sum()),
     }
+
+
+def _counts(corpus: Corpus, documents: Iterable[Document]) -> np.ndarray:
+    """How often each token stands in `documents`, (vocabulary,) float64."""
+    counts = np.zeros(corpus.vocabulary)
+    for document in documents:
+        counts += np.bincount(corpus.of(document), minlength=corpus.vocabulary)
+    return counts
 
 
 def _encode(texts: Mapping[str, str], tokenizer: Tokenizer, path: Path, held_out: Iterable[str]) -> list[Document]:
@@ -162,7 +162,7 @@ def _encode(texts: Mapping[str, str], tokenizer: Tokenizer, path: Path, held_out
         documents.append(Document(title, start, len(ids), title in left_out))
         parts.append(ids)
         start += len(ids)
-    write_atomically(path, lambda file: [file.write(part.tobytes()) for part in parts])
+    atomic_write_bytes(path, np.concatenate(parts).tobytes())
     return documents
 
 

@@ -93,9 +93,7 @@ class LSTMLanguageModel(nn.Module):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocabulary, config.width)
-        self.layers = nn.ModuleList(
-            nn.LSTM(config.width, config.width, batch_first=True) for _ in range(config.layers)
-        )
+        self.layers = nn.ModuleList(nn.LSTM(config.width, config.width, batch_first=True) for _ in range(config.layers))
         self.output_bias = nn.Parameter(torch.zeros(config.vocabulary))
         self._states: States = {}
         self._initialise()
@@ -112,7 +110,7 @@ class LSTMLanguageModel(nn.Module):
                         draw(gate)
                 else:
                     nn.init.zeros_(parameter)
-            _, forget, _, _ = layer.bias_ih_l0.data.chunk(4)  # torch adds two biases; the other stays 0
+            _, forget, _, _ = layer.get_parameter("bias_ih_l0").data.chunk(4)  # torch adds two biases; one stays 0
             forget.fill_(1.0)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -213,7 +211,7 @@ class LSTMLanguageModel(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """For copies and pickles: the states go along by value, without the graph that made them (it can't be copied)."""
+        """For copies and pickles: the states go along by value, without the graph that made them."""
         members = self.__dict__.copy()
         members["_states"] = {name: state.detach() for name, state in self._states.items()}
         return members

@@ -41,7 +41,9 @@ class TrainingSettings:
                 raise ValueError(f"{field.name}: expected more than 0, found {value}")
         for name in ("validate_every", "checkpoint_every"):
             if getattr(self, name) % self.log_every:
-                raise ValueError(f"{name}: expected a multiple of log_every = {self.log_every}, found {getattr(self, name)}")
+                raise ValueError(
+                    f"{name}: expected a multiple of log_every = {self.log_every}, found {getattr(self, name)}"
+                )
         if self.validation_length % self.window:
             raise ValueError(
                 f"validation_length: expected a multiple of window = {self.window}, found {self.validation_length}"

@@ -1,12 +1,11 @@
-"""The order of the training data: a pure function of (seed, step), so that a resumed run reads what the first would have.
+"""The order of the training data: a pure function of (seed, step), the same for a resumed run as for an unbroken one.
 
-Documents are cut into passages of a fixed number of windows. An epoch is a random permutation of all passages, dealt out
-in turn to the rows of the batch; each row reads its passage window by window with the state carried, and its state is
-cleared at the first window of the next. A window never holds tokens of two documents. Rows start staggered, so that
+Documents are cut into passages of a fixed number of windows. An epoch is a random permutation of all passages, dealt
+out in turn to the rows of the batch; each row reads its passage window by window with the state carried, and its state
+is cleared at the first window of the next. A window never holds tokens of two documents. Rows start staggered, so that
 not all of them are cleared at the same step.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from statecheck_reference.corpus import Corpus, Document
+from statecheck_reference.evaluation import Windows, cut_windows
 
 
 @dataclass(frozen=True)
@@ -67,20 +67,21 @@ class PassageStreams:
 
         The cuts of each document are shifted at random each epoch, so that the tail left over is not always the same.
         """
-        generator = np.random.default_rng([self.seed, epoch])
+        generator, size = np.random.default_rng([self.seed, epoch]), self.passage_tokens
         starts = [
-            document.start + _slack(document, count, self.passage_tokens, generator) + np.arange(count) * self.passage_tokens
+            document.start + _shift(document, count, size, generator) + np.arange(count) * size
             for document, count in zip(self.corpus.training, self._counts, strict=True)
             if count
         ]
         return generator.permutation(np.concatenate(starts))
 
 
-def _slack(document: Document, count: int, passage_tokens: int, generator: np.random.Generator) -> int:
-    return int(generator.integers(0, document.length - 1 - count * passage_tokens + 1))
+def _shift(document: Document, count: int, size: int, generator: np.random.Generator) -> int:
+    """Tokens to leave out before the first of `count` passages; the last one needs a target beyond its end."""
+    return int(generator.integers(0, document.length - 1 - count * size + 1))
 
 
-def validation_windows(corpus: Corpus, *, rows: int, length: int, window: int) -> Sequence[tuple[Tensor, Tensor]]:
+def validation_windows(corpus: Corpus, *, rows: int, length: int, window: int) -> Windows:
     """A fixed slice of the held-out documents: `rows` passages of `length` tokens, evenly spaced, cut into windows.
 
     Each item is (inputs, targets), both (rows, window); the state is to be carried from item to item.
@@ -96,10 +97,5 @@ def validation_windows(corpus: Corpus, *, rows: int, length: int, window: int) -
                 f"{document.title}, found {document.length} tokens; validate on fewer or shorter passages"
             )
         starts += [document.start + index * spacing for index in range(per_document)]
-    tokens = torch.from_numpy(
-        np.stack([corpus.tokens[start : start + length + 1] for start in starts[:rows]]).astype(np.int64)
-    )  # (rows, length + 1)
-    return [
-        (tokens[:, at : at + window].contiguous(), tokens[:, at + 1 : at + window + 1].contiguous())
-        for at in range(0, length - window + 1, window)
-    ]
+    rows_of_tokens = np.stack([corpus.tokens[start : start + length + 1] for start in starts[:rows]])
+    return cut_windows(torch.from_numpy(rows_of_tokens.astype(np.int64)), window)

@@ -9,17 +9,18 @@ same machine with the same number of threads.
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional
 
 from statecheck_reference.checkpointing import held, load_checkpoint, save_checkpoint
 from statecheck_reference.corpus import Corpus
+from statecheck_reference.evaluation import Windows, evaluate
 from statecheck_reference.lstm import LSTMLanguageModel
 from statecheck_reference.settings import TrainingSettings
 from statecheck_reference.streams import Batch, PassageStreams, validation_windows
@@ -57,7 +58,8 @@ def train(
 
     `report(step, row)` is called after every step, with the log's row where there is one; `warn(line)` once if the
     number of threads is another one than the checkpoint's. Raises ValueError if `folder` holds a run with other
-    settings or another corpus, RuntimeError if another process trains there, TrainingDiverged if the loss is not finite.
+    settings or another corpus, RuntimeError if another process trains there, TrainingDiverged if the loss is
+    not finite.
     """
     with held(folder):
         streams = PassageStreams(
@@ -78,27 +80,7 @@ def train(
         return run.model
 
 
-def evaluate(model: LSTMLanguageModel, windows: Sequence[tuple[Tensor, Tensor]]) -> float:
-    """Mean loss in nats a token over `windows` of (inputs, targets), from a fresh state carried from one to the next.
-
-    The model's own states are left as they were.
-    """
-    kept, training = model.get_states(), model.training
-    model.set_states(None)
-    model.eval()
-    with torch.no_grad():
-        total = sum(
-            float(functional.cross_entropy(model(inputs).flatten(0, 1).double(), targets.flatten(), reduction="sum"))
-            for inputs, targets in windows
-        )
-    model.set_states(kept)
-    model.train(training)
-    return total / sum(targets.numel() for _, targets in windows)
-
-
-def _begin_or_resume(
-    settings: TrainingSettings, corpus: Corpus, folder: Path, warn: Callable[[str], None]
-) -> Run:
+def _begin_or_resume(settings: TrainingSettings, corpus: Corpus, folder: Path, warn: Callable[[str], None]) -> Run:
     torch.manual_seed(settings.seed)
     model = LSTMLanguageModel(settings.config)
     optimizer = _optimizer(model, settings)
@@ -144,15 +126,15 @@ def _optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Opti
 def _run_to_the_end(
     run: Run,
     streams: PassageStreams,
-    windows: Sequence[tuple[Tensor, Tensor]],
+    windows: Windows,
     digest: str,
     report: Callable[[int, Row | None], None],
 ) -> None:
     settings = run.settings
     if run.step == 0:
-        row = {"step": 0, **_untrained_output(run.model, streams.batch_at(0)), **_validation(run.model, windows)}
-        run.log.append(row)
-        report(0, row)
+        first = {"step": 0, **_untrained_output(run.model, streams.batch_at(0)), **_validation(run.model, windows)}
+        run.log.append(first)
+        report(0, first)
     losses: list[float] = []
     norms: list[float] = []
     began = time.perf_counter()
@@ -161,7 +143,7 @@ def _run_to_the_end(
         run.step += 1
         losses.append(loss)
         norms.append(norm)
-        row = None
+        row: Row | None = None
         if run.step % settings.log_every == 0 or run.step == settings.steps:
             row = _training_row(run, losses, norms, by_component)
             if run.step % settings.validate_every == 0 or run.step == settings.steps:
@@ -186,14 +168,14 @@ def _step(run: Run, batch: Batch) -> tuple[float, float, dict[str, float]]:
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
     by_component = _gradient_norms(model)
-    norm = float(nn.utils.clip_grad_norm_(model.parameters(), settings.clip))
-    if not (math.isfinite(float(loss)) and math.isfinite(norm)):
+    norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip).item()
+    if not (math.isfinite(loss.item()) and math.isfinite(norm)):
         raise TrainingDiverged(
-            f"step {run.step + 1}: the loss is {float(loss)} and the gradient norm {norm}; "
+            f"step {run.step + 1}: the loss is {loss.item()} and the gradient norm {norm}; "
             f"try a lower --peak-rate than {settings.peak_rate}"
         )
     run.optimizer.step()
-    return float(loss), norm, by_component
+    return loss.item(), norm, by_component
 
 
 def _gradient_norms(model: LSTMLanguageModel) -> dict[str, float]:
@@ -214,7 +196,7 @@ def _training_row(run: Run, losses: list[float], norms: list[float], by_componen
     }
 
 
-def _validation(model: LSTMLanguageModel, windows: Sequence[tuple[Tensor, Tensor]]) -> Row:
+def _validation(model: LSTMLanguageModel, windows: Windows) -> Row:
     loss = evaluate(model, windows)
     return {"validation_loss": significant(loss), "perplexity": significant(math.exp(loss))}
 
@@ -235,7 +217,7 @@ def _checkpoint(run: Run, digest: str) -> None:
         "settings": json.dumps(run.settings.to_dict()),
         "corpus": digest,
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),  # a str subclass that weights_only would refuse
         "weights": run.model.state_dict(),
         "states": {name: state.detach() for name, state in run.model.get_states().items()},
         "optimizer": run.optimizer.state_dict(),

@@ -1,0 +1,105 @@
+"""Families of libraries as StatefulModels; :func:`wrap` picks the adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
+
+from statecheck.adapters.contract import Declared, Patterns
+from statecheck.adapters.module import wrap_module
+from statecheck.adapters.torch_rnn import known_facts, named_states, selective
+from statecheck.errors import ContractError
+from statecheck.protocol import ModelFacts, StatefulModel
+
+__all__ = ["wrap"]
+
+
+def wrap(
+    model: object,
+    *,
+    vocabulary: int | None = None,
+    width: int | None = None,
+    components: Patterns | None = None,
+    parameters: Patterns | None = None,
+    modules: Patterns | None = None,
+    training_length: int | None = None,
+    loss: str | None = None,
+    selective: bool | Mapping[str, bool] | None = None,
+    states: Mapping[str, Mapping[str, Any]] | None = None,
+    title: str | None = None,
+    tokenizer: str | Path | None = None,
+) -> StatefulModel:
+    """A model as a StatefulModel, with facts declared here or found by trying it.
+
+    `model` is an nn.Module with `get_states()` (and, for most checks, `set_states()`), a torch.nn.LSTM, GRU or RNN, or
+    a StatefulModel already (returned as it is). What can't be inferred is said: `vocabulary` (ids 0 .. V-1) or `width`
+    of the input vectors; `components`, `parameters`, `modules`: component name -> shell-style patterns of names;
+    `training_length` in tokens; `loss` "cross_entropy" or "mse"; `selective`: does retention depend on the input, for
+    all components or one by one; `states`: pattern -> fields of StateFacts (kind, layer, head_axis, time_axis,
+    normaliser, bounds, recurrence).
+
+    Raises :class:`statecheck.errors.ContractError` with the fix when the protocol is broken.
+
+    >>> import torch
+    >>> model = wrap(torch.nn.LSTM(8, 16, num_layers=2, batch_first=True), training_length=64)
+    >>> sorted(model.facts.states), model.facts.loss
+    (['layers.0.c', 'layers.0.h', 'layers.1.c', 'layers.1.h'], None)
+    """
+    if isinstance(getattr(model, "facts", None), ModelFacts):
+        return cast(StatefulModel, model)
+    if not isinstance(model, nn.Module):
+        raise ContractError(
+            f"expected an nn.Module or a StatefulModel, found {type(model).__name__}:"
+            " give the module itself, not its class or a checkpoint"
+        )
+    _refuse_unsuitable(model)
+    declared = Declared(
+        vocabulary=vocabulary,
+        width=width,
+        components=components,
+        parameters=parameters,
+        modules=modules,
+        training_length=training_length,
+        loss=_known_loss(loss),
+        selective=selective,
+        states=states or {},
+        title=title,
+        tokenizer=Path(tokenizer) if tokenizer else None,
+    )
+    if isinstance(model, nn.RNNBase):
+        return wrap_module(named_states(model), _with_family(model, declared))
+    return wrap_module(model, declared)
+
+
+def _with_family(rnn: nn.RNNBase, declared: Declared) -> Declared:
+    """What the caller said, completed with what is known of torch's RNNs."""
+    return replace(
+        declared,
+        width=declared.width or rnn.input_size,
+        selective=selective(rnn) if declared.selective is None else declared.selective,
+        states={**known_facts(rnn), **declared.states},
+        title=declared.title or f"{type(rnn).__name__}({rnn.input_size}, {rnn.hidden_size}) x {rnn.num_layers}",
+    )
+
+
+def _known_loss(loss: str | None) -> str | None:
+    if loss not in (None, "cross_entropy", "mse"):
+        raise ContractError(f"unknown loss {loss!r}: expected 'cross_entropy' (tokens) or 'mse' (vectors)")
+    return loss
+
+
+def _refuse_unsuitable(model: nn.Module) -> None:
+    config = getattr(model, "config", None)
+    if getattr(config, "is_encoder_decoder", False) is True:
+        raise ContractError("an encoder-decoder model has no single state that a call continues from: wrap its decoder")
+    names: Sequence[str] = [
+        name for name, child in model.named_modules() if getattr(child, "bidirectional", False) is True
+    ]
+    if names and not isinstance(model, nn.RNNBase):
+        raise ContractError(
+            f"{names[0] or type(model).__name__} is bidirectional: it reads the future, so no state can be carried"
+        )

@@ -1,0 +1,6 @@
+"""`python -m statecheck` is the command `statecheck`."""
+
+from statecheck.cli import main
+
+if __name__ == "__main__":
+    main()

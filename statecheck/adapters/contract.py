@@ -1,0 +1,338 @@
+"""What adapters share: finding out by trying what a module is, and saying so as :class:`ModelFacts`.
+
+All trials run on copies that share the module's parameters and nothing else, so that the module is left as it was.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from statecheck.errors import ContractError, ModelRaised, StatecheckError
+from statecheck.protocol import Capability, ComponentFacts, ModelFacts, StateFacts, StateKind, States
+from statecheck.states import clone, distance
+
+Patterns = Mapping[str, str | Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What the caller of `wrap` said, and what an adapter knows of its family."""
+
+    vocabulary: int | None = None
+    width: int | None = None
+    components: Patterns | None = None
+    parameters: Patterns | None = None
+    modules: Patterns | None = None
+    training_length: int | None = None
+    loss: str | None = None
+    selective: bool | Mapping[str, bool] | None = None
+    states: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # pattern -> fields of StateFacts
+    title: str | None = None
+    tokenizer: Path | None = None
+
+
+def copy_without_history(module: nn.Module) -> nn.Module:
+    """A copy that shares every parameter with `module` and owns the rest (buffers, attributes, states)."""
+    shared = {id(parameter): parameter for parameter in module.parameters()}
+    return copy.deepcopy(module, memo=shared)
+
+
+@contextmanager
+def quiet(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; global random numbers and each submodule's mode are put back."""
+    modes = {child: child.training for child in module.modules()}
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        module.eval()
+        try:
+            yield
+        finally:
+            for child, mode in modes.items():
+                child.training = mode
+
+
+def as_patterns(value: str | Sequence[str]) -> tuple[str, ...]:
+    """One pattern or several, as a tuple."""
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """True if a shell-style pattern names `name` itself, or a prefix of it that ends at a dot.
+
+    >>> matches("layers.3.fast", ["layers.*.fast"]), matches("layers.3.fast.h", ["layers.*.fast"])
+    (True, True)
+    """
+    return any(fnmatchcase(name, pattern) or fnmatchcase(name, pattern + ".*") for pattern in patterns)
+
+
+def components_of(declared: Declared, state_names: Sequence[str]) -> dict[str, ComponentFacts]:
+    """The components that were declared, or a single one named "state" that owns every state.
+
+    Raises :class:`ContractError` for a component without states, a state in two components, or in none.
+    """
+    if not declared.components:
+        selective = declared.selective if isinstance(declared.selective, bool) else None
+        modules = tuple(pattern for value in (declared.modules or {}).values() for pattern in as_patterns(value))
+        return {"state": ComponentFacts(("*",), ("*",), modules, selective)}
+    built = {name: _component(name, declared) for name in declared.components}
+    for name, facts in built.items():
+        if not any(matches(state, facts.states) for state in state_names):
+            raise ContractError(
+                f"component {name!r}: no state matches {' or '.join(facts.states)};"
+                f" the model has {', '.join(state_names)}"
+            )
+    for state in state_names:
+        owners = [name for name, facts in built.items() if matches(state, facts.states)]
+        if len(owners) != 1:
+            raise ContractError(
+                f"state {state!r} belongs to {' and '.join(owners) or 'no component'}: give it exactly one"
+            )
+    return built
+
+
+def _component(name: str, declared: Declared) -> ComponentFacts:
+    assert declared.components is not None
+    selective = declared.selective.get(name) if isinstance(declared.selective, Mapping) else declared.selective
+    return ComponentFacts(
+        as_patterns(declared.components[name]),
+        as_patterns((declared.parameters or {}).get(name, ())),
+        as_patterns((declared.modules or {}).get(name, ())),
+        selective,
+    )
+
+
+def layer_of(name: str) -> int:
+    """The layer that a state's name speaks of: its first number standing alone, else the number at its end, else 0.
+
+    >>> [layer_of(name) for name in ("blocks.3.rwkv.wkv", "h1", "state")]
+    [3, 1, 0]
+    """
+    alone = re.search(r"(?:^|[._\[])(\d+)(?:$|[._\]])", name)
+    attached = alone or re.search(r"(\d+)", name)
+    return int(attached.group(1)) if attached else 0
+
+
+def check_batch_first(two: Mapping[str, Tensor], three: Mapping[str, Tensor]) -> None:
+    """With 2 and 3 rows, no dimension but the first may differ. Raises :class:`ContractError` with the fix.
+
+    A state that has no dimension that follows the batch is left to check S0: it is a fault, not a layout.
+    """
+    if two.keys() != three.keys():
+        raise ContractError(f"states change names with the batch size: {sorted(two.keys() ^ three.keys())}")
+    for name, value in two.items():
+        a, b = tuple(value.shape), tuple(three[name].shape)
+        moved = [axis for axis, (p, q) in enumerate(zip(a, b, strict=False)) if p != q]
+        if len(a) != len(b) or (moved and moved != [0]):
+            hint = " (torch LSTM states are (layers, B, H): return one tensor (B, H) a layer)" if moved == [1] else ""
+            raise ContractError(
+                f"state {name!r} is not batch first: its shape is {a} for 2 rows and {b} for 3; expected the batch in"
+                f" dimension 0 and nothing else to change{hint}"
+            )
+        if not a:
+            raise ContractError(f"state {name!r} has no dimension: expected (batch, ...); return one value a row")
+
+
+def state_facts(
+    name: str, early: Tensor, late: Tensor, declared: Declared, components: Mapping[str, ComponentFacts]
+) -> StateFacts:
+    """Facts of one state from its value after one token (`early`) and after a few more (`late`)."""
+    grown = [axis for axis, (p, q) in enumerate(zip(early.shape, late.shape, strict=False)) if p != q]
+    said: dict[str, Any] = {}
+    for pattern, fields in declared.states.items():
+        if matches(name, [pattern]):
+            said |= fields
+    time_axis = said.pop("time_axis", grown[0] if grown else None)
+    kind = StateKind(said.pop("kind", _guess_kind(early, time_axis)))
+    owner = next(component for component, facts in components.items() if matches(name, facts.states))
+    dtype = str(early.dtype).removeprefix("torch.")
+    layer = said.pop("layer", layer_of(name))
+    return StateFacts(kind, owner, layer, tuple(early.shape[1:]), dtype, time_axis=time_axis, **said)
+
+
+def _guess_kind(value: Tensor, time_axis: int | None) -> StateKind:
+    if value.dtype == torch.bool:
+        return StateKind.FLAG
+    if not value.is_floating_point():
+        return StateKind.POSITION
+    if time_axis is not None:
+        return StateKind.KV
+    return StateKind.VECTOR if value.dim() <= 2 else StateKind.MATRIX
+
+
+class Trial(Protocol):
+    """What discovery asks of an adapter: the protocol, without facts."""
+
+    def __call__(self, inputs: Tensor) -> Tensor: ...
+    def get_states(self) -> States: ...
+    def set_states(self, states: States | None) -> None: ...
+
+
+def discover(make: Callable[[], Trial], module: nn.Module, declared: Declared, *, rebuilds: bool) -> ModelFacts:
+    """The facts of a module, from what was declared and from trying it on a few tokens or vectors.
+
+    `make` gives an adapter on a copy without history. Raises :class:`ContractError` when the protocol is broken.
+    """
+    declared = infer_inputs(module, declared)
+    parameter = next(module.parameters(), None)
+    with quiet(module):
+        adapter = make()
+        outputs = adapter(example(declared, parameter, 2, 1))
+        early = adapter.get_states()
+        if not early:
+            raise ContractError("get_states() is empty after a call: expected all that the model remembers")
+        late, chunks = _continued(make, adapter, example(declared, parameter, 2, 5)[:, 1:])
+        other = make()
+        other(example(declared, parameter, 3, 1))
+        check_batch_first(early, other.get_states())
+        found, missing = _capabilities(make, declared, parameter)
+    components = components_of(declared, list(early))
+    states = {name: state_facts(name, value, late[name], declared, components) for name, value in early.items()}
+    capabilities = found | {Capability.OBSERVE}
+    if chunks:
+        capabilities |= {Capability.CHUNKS}
+    if rebuilds:
+        capabilities |= {Capability.REBUILD}
+    if all(component.modules for component in components.values()):
+        capabilities |= {Capability.MODULES}
+    return ModelFacts(
+        title=declared.title or type(module).__name__,
+        inputs="tokens" if declared.vocabulary else "vectors",
+        vocabulary=declared.vocabulary,
+        width=declared.width,
+        output_width=outputs.shape[-1],
+        loss=declared.loss or _default_loss(declared, outputs.shape[-1]),
+        components=components,
+        states=states,
+        capabilities=frozenset(capabilities),
+        training_length=declared.training_length,
+        missing=missing,
+        dtype=str(outputs.dtype).removeprefix("torch."),
+        device=str(outputs.device),
+        tokenizer=declared.tokenizer,
+    )
+
+
+def _default_loss(declared: Declared, output_width: int) -> str | None:
+    if declared.vocabulary:
+        return "cross_entropy" if output_width >= declared.vocabulary else None
+    return "mse" if output_width == declared.width else None
+
+
+def infer_inputs(module: nn.Module, declared: Declared) -> Declared:
+    """`declared` with a vocabulary or a width: what was said, else what the module's attributes and layers tell.
+
+    Raises :class:`ContractError` if neither can be told.
+    """
+    if declared.vocabulary and declared.width:
+        raise ContractError("say vocabulary= (token ids) or width= (vectors), not both")
+    if declared.vocabulary or declared.width:
+        return declared
+    for owner in (module, getattr(module, "config", None)):
+        for name in ("vocabulary", "vocab_size"):
+            value = getattr(owner, name, None)
+            if isinstance(value, int) and not isinstance(value, bool):
+                return replace(declared, vocabulary=value)
+    for child in module.modules():
+        if isinstance(child, nn.Embedding):
+            return replace(declared, vocabulary=child.num_embeddings)
+        if isinstance(child, nn.RNNBase):
+            return replace(declared, width=child.input_size)
+        if isinstance(child, nn.Linear):
+            return replace(declared, width=child.in_features)
+    raise ContractError(
+        f"can't tell what {type(module).__name__} reads: say wrap(..., vocabulary=N) or wrap(..., width=N)"
+    )
+
+
+def example(declared: Declared, like: Tensor | None, rows: int, time: int) -> Tensor:
+    """A small input of the right kind: the same values for the same shape, in the model's dtype, on its device."""
+    generator = torch.Generator().manual_seed(0)
+    device = like.device if like is not None else None
+    if declared.vocabulary:
+        return torch.randint(0, declared.vocabulary, (rows, time), generator=generator).to(device)
+    assert declared.width is not None
+    dtype = like.dtype if like is not None and like.is_floating_point() else torch.float32
+    return torch.randn(rows, time, declared.width, generator=generator).to(device, dtype)
+
+
+def _continued(make: Callable[[], Trial], adapter: Trial, inputs: Tensor) -> tuple[States, bool]:
+    """States after `inputs` on a warm state, and whether they could be given in one call."""
+    try:
+        adapter(inputs)
+        return adapter.get_states(), True
+    except ModelRaised:
+        pass
+    stepwise = make()
+    for t in range(inputs.shape[1]):
+        stepwise(inputs[:, t : t + 1])
+    return stepwise.get_states(), False
+
+
+def _capabilities(
+    make: Callable[[], Trial], declared: Declared, like: Tensor | None
+) -> tuple[set[Capability], dict[Capability, str]]:
+    inputs = example(declared, like, 2, 4)
+    trials: dict[Capability, Callable[[], str | None]] = {
+        Capability.SET_STATES: lambda: _try_set(make, inputs),
+        Capability.RESET: lambda: _try_reset(make, inputs),
+        Capability.GRADIENT_STEP: lambda: _try_gradient(make, inputs[:, :1]),
+        Capability.GRADIENT_SEQUENCE: lambda: _try_gradient(make, inputs),
+    }
+    missing = {capability: reason for capability, trial in trials.items() if (reason := _reason(trial)) is not None}
+    return set(trials) - set(missing), missing
+
+
+def _reason(trial: Callable[[], str | None]) -> str | None:
+    """Why a trial failed; None if it succeeded."""
+    try:
+        return trial()
+    except StatecheckError as error:
+        return str(error)
+
+
+def _try_set(make: Callable[[], Trial], inputs: Tensor) -> str | None:
+    first, second = make(), make()
+    first(inputs)
+    states = first.get_states()
+    second.set_states(clone(states))
+    return (
+        None if distance(states, second.get_states()) == 0 else "get_states() after set_states(s) does not give s back"
+    )
+
+
+def _try_reset(make: Callable[[], Trial], inputs: Tensor) -> str | None:
+    adapter = make()
+    adapter(inputs)
+    adapter.set_states(None)
+    adapter(torch.cat([inputs, inputs[:1]]))
+    return None
+
+
+def _try_gradient(make: Callable[[], Trial], inputs: Tensor) -> str | None:
+    adapter = make()
+    adapter(inputs[:, :1])
+    with torch.enable_grad():
+        states = adapter.get_states()
+        leaves = {n: v.detach().requires_grad_() for n, v in states.items() if v.is_floating_point()}
+        adapter.set_states(states | leaves)
+        outputs = adapter(inputs).float().square().sum() + sum(
+            v.float().square().sum() for v in adapter.get_states().values() if v.is_floating_point()
+        )
+        if not leaves or not outputs.requires_grad:
+            return "outputs do not depend on the tensors given to set_states"
+        gradients = torch.autograd.grad(outputs, list(leaves.values()), allow_unused=True)
+    reached = [name for name, g in zip(leaves, gradients, strict=True) if g is not None and bool(g.any())]
+    return (
+        None
+        if reached
+        else "no gradient reaches the tensors given to set_states (detached, or computed without gradients)"
+    )

@@ -1,0 +1,93 @@
+"""`statecheck calibrate`: every planted fault in every healthy architecture, and what each check says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from statecheck.catalogue import suggest
+from statecheck.commands.asking import make_plan
+from statecheck.commands.run import carry_out
+from statecheck.engine import Limits
+from statecheck.errors import UsageError
+from statecheck.plan import Cell
+from statecheck.store import Result, open_run
+
+#: The names that `statecheck.testing` knows, written out because listing them must not load torch; a test compares.
+ARCHITECTURES = ("selective-counter", "gru-filter")
+FAULTS = (
+    "none",
+    "retention-above-1",
+    "channel-explodes",
+    "frozen",
+    "stuck",
+    "forgets-at-once",
+    "reset-every-k",
+    "saturated",
+    "dead",
+    "nan-at-step-k",
+    "not-carried",
+    "shared-across-batch",
+    "output-ignores-state",
+    "non-deterministic",
+)
+#: How a status is printed in the matrix; a pass is a dot, so that what matters stands out.
+SIGNS = {"PASS": ".", "FAIL": "F", "WARN": "w", "INCONCLUSIVE": "?", "ERROR": "E", "SKIP": "s", "NOT_APPLICABLE": "-"}
+
+
+def calibrate(
+    *, faults: Sequence[str], architectures: Sequence[str], seed: int, out: Path | None, fresh: bool, limits: Limits
+) -> int:
+    """Print the matrix. 0 if every fault is caught and nothing cries wolf, 1 if not, 3 if a cell has no answer."""
+    for wanted, known in ((faults, FAULTS), (architectures, ARCHITECTURES)):
+        for name in wanted:
+            if name not in known:
+                raise UsageError(f"unknown {name!r}{suggest(name, known)}")
+    ids = [f"{a}/{f}" for a in architectures or ARCHITECTURES for f in faults or FAULTS]
+    plan = make_plan("calibrate", None, [Cell(id, "calibrate") for id in ids], seed=seed, suite=None)
+    with open_run(out or _folder([*architectures, *faults]), plan, fresh=fresh) as folder:
+        ending = carry_out(folder, limits, {})
+        results = folder.results()
+        if ending.at_once:
+            return ending.exit_code or 130
+    for line in matrix(results):
+        print(line)
+    print(f"results: {folder.path}")
+    bad = [r for r in results.values() if r.payload is not None and not r.payload["good"]]
+    lost = [r for r in results.values() if r.payload is None]
+    return ending.exit_code or (3 if lost else 1 if bad else 0)
+
+
+def _folder(parts: Sequence[str]) -> Path:
+    """The same folder for the same question, so that the same command resumes."""
+    parent = Path("statecheck-runs")
+    try:
+        parent.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"can't make the folder {parent}: {error.strerror}; say --out D") from None
+    return parent / "-".join(["calibration", *parts])
+
+
+def matrix(results: Mapping[str, Result]) -> list[str]:
+    """The culprit matrix as lines: a row for each fault and architecture, a column for each item."""
+    rows = [result for result in results.values()]
+    items = list(dict.fromkeys(id for row in rows if row.payload for id in row.payload["statuses"]))
+    width = max([len(row.cell) for row in rows] + [0])
+    lines = [f"{'':<{width}}  {'  '.join(items)}"]
+    for row in rows:
+        if row.payload is None:
+            lines.append(f"{row.cell:<{width}}  no answer: {row.fault}")
+            continue
+        signs = [SIGNS.get(row.payload["statuses"].get(id, ""), " ").center(len(id)) for id in items]
+        lines.append(f"{row.cell:<{width}}  {'  '.join(signs)}  {_said(row.payload)}")
+    signs_meaning = ", ".join(f"{sign} {status}" for status, sign in SIGNS.items())
+    return [*lines, signs_meaning]
+
+
+def _said(payload: Mapping[str, Any]) -> str:
+    said = [f"MISSED {', '.join(payload['missed'])}"] if payload["missed"] else []
+    said += [f"CRIED WOLF {', '.join(payload['wolves'])}"] if payload["wolves"] else []
+    if said:
+        return "; ".join(said)
+    return "caught" if payload["fault"] != "none" else "clean"

@@ -1,0 +1,312 @@
+"""D4: is a longer context read, is it of use, and does anything of it reach the state and the output?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from statecheck import states
+from statecheck.dynamics import Array
+from statecheck.errors import CapabilityMissing
+from statecheck.probes.contract import Evidence
+from statecheck.protocol import Capability, StatefulModel, States, fresh
+from statecheck.recording import groups, values, walk
+from statecheck.statistics import Estimate, Index, bca, mean_t
+from statecheck.verdict import Absence, Measurement, Outcome, Series, Status, Where
+
+BLOCK = 32  # target tokens of a block
+BLOCKS = 3  # of a document, at most
+DOCUMENTS = 64  # for the losses; rows of one call
+CALL = 128  # tokens of context in one call: bounds the memory for outputs
+REACH_ROWS = 8
+
+Ratios = Callable[[Index], Array]  # (resamples, n) documents -> (resamples, lengths)
+
+
+def remembers(
+    evidence: Evidence, *, contexts: Sequence[int] = (64, 128, 256), lengths: Sequence[float] = (1.0, 2.0, 4.0)
+) -> Outcome:
+    """D4: the same targets after different amounts of context.
+
+    Blocks of 32 target tokens, each after exactly L tokens of its document from no history; L in `contexts` and
+    `lengths` x T_tr (T_tr < 64: T_tr/4, T_tr/2, T_tr, 2 T_tr). `D4.perplexity`: the largest over L of
+    r(L) = exp(mean of nll(L) - nll(shortest), paired by target); vectors: the ratio of mean errors.
+    `D4.benefit`: nll(64) - nll(256) in nats (vectors: the difference of log errors): what the longer context is worth.
+    `D4.reach`: two inputs share their last L tokens and differ in all that is older, the shared tokens in a call of
+    their own; the largest over units of the RMS difference of the states over that of unrelated documents; the
+    smallest over L in {64, T_tr/2} and over positions up to 4 T_tr, aligned and unaligned, so that a reset anywhere
+    shows as exactly 0. A linear state of retention a has a^L. `D4.readout`: relative difference of the outputs at one
+    shared token after different pasts: 0 for an output that ignores the state.
+
+    Losses need text, the others only states. Source: phase 3.9, D4.
+    """
+    reach = _reaches(evidence)
+    loss = _losses(evidence, _context_lengths(evidence.training_length, contexts, lengths))
+    return Outcome(
+        (*loss.measurements, *reach.measurements),
+        (*loss.absences, *reach.absences),
+        (*loss.shown, *reach.shown),
+        loss.series,
+        loss.notes,
+    )
+
+
+def _context_lengths(training_length: int, contexts: Sequence[int], lengths: Sequence[float]) -> list[int]:
+    if training_length < 64:
+        return sorted({max(1, round(x * training_length)) for x in (0.25, 0.5, 1.0, 2.0)})
+    return sorted({*contexts, *(round(x * training_length) for x in lengths)})
+
+
+# What longer context is worth -------------------------------------------------------------------------------------
+
+
+def _losses(evidence: Evidence, wanted: list[int]) -> Outcome:
+    names = ("D4.perplexity", "D4.benefit")
+    try:
+        evidence.require_text()
+    except CapabilityMissing as error:
+        return Outcome(absences=tuple(Absence(name, Status.SKIP, str(error)) for name in names))
+    lengths = _that_fit(evidence, wanted)
+    rows = [row for row in evidence.rows if len(row) >= max(lengths, default=0) + BLOCK + 1][:DOCUMENTS]
+    missing = evidence.too_few(names, len(rows))
+    if len(lengths) < 2 or missing:
+        reason = f"no {len(wanted)} context lengths of {wanted} fit into the documents"
+        return Outcome(absences=missing or tuple(Absence(n, Status.INCONCLUSIVE, reason) for n in names))
+    table = np.stack([_document_losses(evidence, rows, length, max(lengths)) for length in lengths], axis=1)
+    left_out = [length for length in wanted if length not in lengths]
+    notes = (f"contexts of {left_out} tokens do not fit into enough documents",) if left_out else ()
+    return _judged_losses(evidence, table, lengths, notes)
+
+
+def _that_fit(evidence: Evidence, wanted: Sequence[int]) -> list[int]:
+    """The context lengths after which at least 16 documents still have a block."""
+    sizes = sorted((len(row) for row in evidence.rows), reverse=True)
+    enough = sizes[15] if len(sizes) > 15 else sizes[-1]
+    return [length for length in wanted if length + BLOCK + 1 <= enough]
+
+
+def _document_losses(evidence: Evidence, rows: Sequence[Tensor], context: int, longest: int) -> Array:
+    """Mean loss of each document's target tokens after exactly `context` tokens, (n,)."""
+    totals = np.zeros(len(rows))
+    counts = np.zeros(len(rows))
+    for block in range(BLOCKS):
+        first = longest + block * BLOCK  # the first target's position; the same targets for every context
+        inside = [i for i, row in enumerate(rows) if len(row) >= first + BLOCK]
+        if not inside:
+            break
+        windows = torch.stack([rows[i][first - context : first + BLOCK] for i in inside]).to(evidence.facts.device)
+        totals[inside] += _block_loss(evidence.model, windows, context).mean(dim=1).numpy(force=True)
+        counts[inside] += 1
+    return totals / counts
+
+
+@torch.no_grad()
+def _block_loss(model: StatefulModel, windows: Tensor, context: int) -> Tensor:
+    """Loss of each of the last 32 elements of `windows` (n, context + 32), (n, 32). The targets are one call."""
+    model = fresh(model)
+    last = None
+    for outputs in _calls(model, windows[:, :context]):
+        last = outputs[:, -1:]
+    after = _in_one_call(model, windows[:, context:-1])
+    assert last is not None
+    return losses(torch.cat([last, after], dim=1), windows[:, context:], model.facts.loss)
+
+
+def _calls(model: StatefulModel, inputs: Tensor) -> Iterator[Tensor]:
+    step = CALL if Capability.CHUNKS in model.facts.capabilities else 1
+    for start in range(0, inputs.shape[1], step):
+        yield model(inputs[:, start : start + step])
+
+
+def _in_one_call(model: StatefulModel, inputs: Tensor) -> Tensor:
+    return torch.cat(list(_calls(model, inputs)), dim=1)
+
+
+def losses(outputs: Tensor, targets: Tensor, loss: str | None) -> Tensor:
+    """Loss of each element (n, time): cross-entropy in nats for ids, mean squared error for vectors."""
+    if loss == "cross_entropy":
+        return functional.cross_entropy(outputs.double().transpose(1, 2), targets, reduction="none")
+    return (outputs.double() - targets.double()).square().mean(dim=2)
+
+
+def _judged_losses(evidence: Evidence, table: Array, lengths: list[int], notes: tuple[str, ...]) -> Outcome:
+    """`table` is (n, lengths): mean loss of a document after each context."""
+    tokens = evidence.facts.loss == "cross_entropy"
+    short, long = _nearest(lengths, 64, evidence.training_length), _nearest(lengths, 256, evidence.training_length)
+
+    def ratios(index: np.ndarray) -> Array:
+        if tokens:
+            return np.exp((table[index] - table[index][:, :, :1]).mean(axis=1))
+        means = table[index].mean(axis=1)
+        return means / means[:, :1]
+
+    everyone = ratios(np.arange(len(table))[None])[0]
+    worst = int(everyone[1:].argmax()) + 1
+    estimate = bca(lambda i: ratios(i)[:, 1:].max(axis=1), len(table), evidence.generator("D4.perplexity"))
+    gains = table[:, short] - table[:, long] if tokens else np.log(table[:, short]) - np.log(table[:, long])
+    benefit = mean_t(gains, evidence.generator("D4.benefit"))
+    note = f"context of {lengths[long]} against {lengths[short]} tokens"
+    measurements = (
+        evidence.measure("D4.perplexity", estimate, Where(position=lengths[worst]), unit="x"),
+        evidence.measure("D4.benefit", benefit, unit="nats", note=note),
+    )
+    shown = tuple(
+        evidence.measure(f"loss after {length} tokens", mean_t(table[:, i], evidence.generator(f"D4.loss.{length}")))
+        for i, length in enumerate(lengths)
+    )
+    return Outcome(
+        measurements, shown=shown, series=(_curve(evidence, ratios, everyone, lengths, len(table)),), notes=notes
+    )
+
+
+def _nearest(lengths: list[int], wanted: int, training_length: int) -> int:
+    """Index of the context of `wanted` tokens; for short training lengths the first, and the training length."""
+    if training_length >= 64:
+        return min(range(len(lengths)), key=lambda i: abs(lengths[i] - wanted))
+    return 0 if wanted == 64 else lengths.index(training_length) if training_length in lengths else len(lengths) - 1
+
+
+def _curve(evidence: Evidence, ratios: Ratios, everyone: Array, lengths: list[int], n: int) -> Series:
+    bands = [_band(evidence, ratios, column, length, n) for column, length in enumerate(lengths)]
+    return Series(
+        "loss ratio against context",
+        "r(L)",
+        tuple(map(float, lengths)),
+        tuple(everyone.tolist()),
+        tuple(band.low for band in bands),
+        tuple(band.high for band in bands),
+        x_unit="tokens of context",
+        y_unit="x the shortest",
+    )
+
+
+def _band(evidence: Evidence, ratios: Ratios, column: int, length: int, n: int) -> Estimate:
+    return bca(lambda index: ratios(index)[:, column], n, evidence.generator(f"D4.curve.{length}"))
+
+
+# What reaches the state and the output ----------------------------------------------------------------------------
+
+
+def _reaches(evidence: Evidence) -> Outcome:
+    names = ("D4.reach", "D4.readout")
+    rows = min(REACH_ROWS, len(evidence.rows) // 3)
+    if rows < 1:
+        reason = f"{len(evidence.rows)} documents: two different pasts and a shared text need three"
+        return Outcome(absences=tuple(Absence(name, Status.INCONCLUSIVE, reason) for name in names))
+    documents = evidence.streams(4 * evidence.training_length, most=3 * rows, name="D4.reach")
+    pasts, shared = documents[: 2 * rows], documents[2 * rows : 3 * rows].repeat(2, *[1] * (documents.dim() - 1))
+    readout = Measurement.exact("D4.readout", _readout(evidence, pasts, shared), unit="relative", n=rows)
+    if not groups(evidence.facts):
+        reason = "no recurrent matrix or vector among the states"
+        return Outcome((readout,), (Absence("D4.reach", Status.NOT_APPLICABLE, reason),))
+    found = [reach for length in _shared_lengths(evidence) for reach in _reach(evidence, pasts, shared, length)]
+    broken = next((reach for reach in found if not np.isfinite(list(reach.layers.values())).all()), None)
+    if broken is not None:
+        reason = f"states are not finite after {broken.past} tokens: see D1.nonfinite"
+        return Outcome((readout,), (Absence("D4.reach", Status.INCONCLUSIVE, reason),))
+    least = min(found, key=lambda reach: reach.value)
+    note = f"{least.length} shared tokens after {least.past}; the smallest of {len(found)} places"
+    judged = Measurement.exact("D4.reach", least.value, unit="relative", where=least.where, n=rows, note=note)
+    return Outcome((readout, judged), shown=_by_layer(found))
+
+
+def _shared_lengths(evidence: Evidence) -> list[int]:
+    return sorted({64, max(1, evidence.training_length // 2)})
+
+
+@dataclass(frozen=True)
+class Reach:
+    """What is left of different pasts after shared tokens: the largest ratio over the units of each layer."""
+
+    length: int
+    past: int
+    layers: dict[tuple[str, int], float]
+
+    @property
+    def value(self) -> float:
+        """The largest over all units of the model."""
+        return max(self.layers.values())
+
+    @property
+    def where(self) -> Where:
+        """The layer with the longest memory, after this past."""
+        component, layer = max(self.layers, key=lambda key: self.layers[key])
+        return Where(component, layer, position=self.past + self.length)
+
+
+@torch.no_grad()
+def _reach(evidence: Evidence, pasts: Tensor, shared: Tensor, length: int) -> Iterator[Reach]:
+    """Reach after each of several pasts. The first half of the rows and the second differ in the past alone."""
+    model = evidence.model
+    if Capability.SET_STATES in model.facts.capabilities:
+        for past, held, _ in walk(model, pasts, _places(evidence, length)):
+            model.set_states(states.clone(held))
+            _in_one_call(model, shared[:, :length])
+            yield _compared(evidence, held, model.get_states(), length, past)
+            model.set_states(held)
+        return
+    for total in (512, 509, 4 * evidence.training_length):
+        past = min(total, pasts.shape[1]) - length
+        if past > 0:
+            model = fresh(evidence.model)
+            _in_one_call(model, pasts[:, :past])
+            held = model.get_states()
+            _in_one_call(model, shared[:, :length])
+            yield _compared(evidence, held, model.get_states(), length, past)
+
+
+def _places(evidence: Evidence, length: int) -> list[int]:
+    """Lengths of the past, three quarters of `length` apart with a seeded jitter: every position up to 4 T_tr lies in
+    some shared stretch, and no period of a reset is in step with all of them."""
+    step = max(1, length * 3 // 4)
+    generator = evidence.generator(f"D4.places.{length}")
+    regular = range(step, 4 * evidence.training_length, step)
+    return sorted({max(1, p - int(generator.integers(0, max(1, step // 4)))) for p in regular})
+
+
+def _compared(evidence: Evidence, before: States, after: States, length: int, past: int) -> Reach:
+    layers = {}
+    for group in groups(evidence.facts):
+        unrelated, shared = (_between_halves(values(held, evidence.facts, group)) for held in (before, after))
+        scale = values(before, evidence.facts, group).square().mean().sqrt()
+        usable = unrelated > 1e-4 * scale  # a constant unit has no difference but rounding
+        if not bool(torch.isfinite(shared).all() & torch.isfinite(unrelated).all()):
+            layers[group.component, group.layer] = float("nan")
+        elif bool(usable.any()):
+            layers[group.component, group.layer] = float((shared[usable] / unrelated[usable]).max())
+        else:
+            layers[group.component, group.layer] = 0.0
+    return Reach(length, past, layers)
+
+
+def _between_halves(h: Tensor) -> Tensor:
+    """RMS over rows of the difference between the first half of the rows and the second, (D,)."""
+    half = len(h) // 2
+    return (h[:half] - h[half:]).square().mean(dim=0).sqrt()
+
+
+@torch.no_grad()
+def _readout(evidence: Evidence, pasts: Tensor, shared: Tensor) -> float:
+    """Relative difference of the outputs at one shared token after different pasts."""
+    model = fresh(evidence.model)
+    _in_one_call(model, pasts[:, : max(1, evidence.training_length // 2)])
+    outputs = model(shared[:, :1])
+    half = len(outputs) // 2
+    return states.relative(outputs[:half], outputs[half:])
+
+
+def _by_layer(found: Sequence[Reach]) -> tuple[Measurement, ...]:
+    """The median over places, for each layer and number of shared tokens."""
+    shown = []
+    for length in sorted({reach.length for reach in found}):
+        places = [reach for reach in found if reach.length == length]
+        for component, layer in places[0].layers:
+            value = float(np.median([reach.layers[component, layer] for reach in places]))
+            name = f"reach beyond {length} shared tokens"
+            shown.append(Measurement.exact(name, value, unit="relative", where=Where(component, layer), n=len(places)))
+    return tuple(shown)

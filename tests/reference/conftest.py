@@ -1,0 +1,65 @@
+"""What the tests of the reference models share: generated texts, a small corpus, settings that train in a second."""
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from statecheck_reference.corpus import Corpus, build_corpus
+from statecheck_reference.settings import TrainingSettings
+
+VOCABULARY = "the a of and in to was her his that with as she had it for not be at on letter house garden morning"
+WORDS = VOCABULARY.split()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The number of threads is part of a training run's result, and the machine is shared."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def write_texts(folder: Path) -> Path:
+    """Four documents of seeded words, one of them to hold out."""
+    folder.mkdir(parents=True)
+    for number, title in enumerate(("first", "second", "third", "kept-apart")):
+        draw = random.Random(number)
+        lines = [" ".join(draw.choices(WORDS, k=9)) + "." for _ in range(60 + 10 * number)]
+        (folder / f"{title}.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of generated texts."""
+    return write_texts(tmp_path_factory.mktemp("generated") / "texts")
+
+
+@pytest.fixture(scope="session")
+def corpus(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """The generated texts, encoded with 300 byte pairs."""
+    return build_corpus(texts, tmp_path_factory.mktemp("corpus"), vocabulary=300, held_out=["kept-apart"])
+
+
+@pytest.fixture
+def tiny() -> TrainingSettings:
+    """A model of a few thousand weights and a run of forty steps."""
+    return TrainingSettings(
+        steps=40,
+        batch=2,
+        window=8,
+        passage_windows=4,
+        seed=3,
+        warm_up=5,
+        log_every=2,
+        validate_every=10,
+        checkpoint_every=6,
+        validation_rows=2,
+        validation_length=32,
+        vocabulary=300,
+        width=12,
+        layers=2,
+    )

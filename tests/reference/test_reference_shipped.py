@@ -1,0 +1,154 @@
+"""What ships: the exported folder is what the record says, and the bundled text is what the checks need."""
+
+import hashlib
+import json
+import math
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from statecheck_reference.checkpointing import load_checkpoint, weights_digest
+from statecheck_reference.cli import app
+from statecheck_reference.corpus import Corpus, read_texts
+from statecheck_reference.evaluation import evaluate, text_windows
+from statecheck_reference.export import evaluate_shipped, export, load_shipped
+from statecheck_reference.lstm import LSTMConfig, LSTMLanguageModel
+from statecheck_reference.registry import LSTM_FOLDER, TEXT_FOLDER, build_lstm, reference, reference_lstm
+from statecheck_reference.settings import TrainingSettings
+from statecheck_reference.tokenizer import load_tokenizer
+from statecheck_reference.train import train
+from statecheck_reference.training_log import read_log
+from typer.testing import CliRunner
+
+from statecheck.protocol import RegisteredModel
+
+
+@pytest.fixture(scope="module")
+def record() -> dict:
+    return json.loads((LSTM_FOLDER / "training.json").read_text())
+
+
+def test_the_shipped_file_has_the_recorded_loss_on_the_bundled_text(record: dict) -> None:
+    found = evaluate_shipped(LSTM_FOLDER, TEXT_FOLDER)
+    assert found["evaluation_documents"] == 61
+    assert found["evaluation_loss"] == pytest.approx(record["evaluation_loss"], abs=1e-4)
+
+
+def test_the_weights_are_those_that_were_trained(record: dict) -> None:
+    model = load_shipped(LSTM_FOLDER)
+    assert weights_digest(model.state_dict()) == record["weights_digest"]
+    assert record["parameters"] == sum(parameter.numel() for parameter in model.parameters())
+    assert 1_000_000 <= record["parameters"] <= 2_000_000
+    assert (LSTM_FOLDER / "model.safetensors").stat().st_size < 8_000_000
+
+
+def test_header_config_and_record_agree(record: dict) -> None:
+    config = json.loads((LSTM_FOLDER / "config.json").read_text())
+    with safe_open(LSTM_FOLDER / "model.safetensors", framework="pt") as file:
+        header = file.metadata()
+    assert header["statecheck.model"] == config["model"] == record["model"] == reference_lstm.name
+    assert json.loads(header["statecheck.config"]) == config["config"]
+    assert config["training_length"] == record["settings"]["window"] == 256
+    assert {config["tokenizer"], config["training_log"]} <= {path.name for path in LSTM_FOLDER.iterdir()}
+    assert load_tokenizer(LSTM_FOLDER / config["tokenizer"]).get_vocab_size() == config["config"]["vocabulary"]
+
+
+def test_the_log_tells_of_the_whole_run(record: dict) -> None:
+    rows = read_log(LSTM_FOLDER / "training_log.jsonl")
+    trained = [row for row in rows if "train_loss" in row]
+    validated = [row["validation_loss"] for row in rows if "validation_loss" in row]
+    assert rows[-1]["step"] == record["steps"] == record["settings"]["steps"] >= 10_000
+    assert len(trained) >= 1_000
+    assert max(b["step"] - a["step"] for a, b in pairwise(rows)) <= 10
+    assert record["validation_loss"] == validated[-1]
+    assert record["best_validation_loss"] == min(validated)
+    assert rows[0]["output_entropy"] == pytest.approx(math.log(4096), rel=0.01)
+
+
+def test_the_model_learned_more_than_frequencies(record: dict) -> None:
+    assert record["validation_loss"] < record["unigram_entropy"]["validation"] - 1
+    assert record["evaluation_loss"] < record["unigram_entropy"]["training_on_validation"] - 1
+
+
+def test_the_models_memory_is_worth_something() -> None:
+    """On the bundled text, the loss without history (the state cleared every 8 tokens) is clearly higher."""
+    model, tokenizer = load_shipped(LSTM_FOLDER), load_tokenizer(LSTM_FOLDER / "tokenizer.json")
+    windows = text_windows(TEXT_FOLDER, tokenizer, length=512, window=8)[32:]
+    carried = evaluate(model, windows)
+    cleared = sum(evaluate(model, [window]) for window in windows) / len(windows)
+    assert cleared > carried + 0.2
+
+
+def test_the_bundled_text_is_61_chapters_long_enough_for_the_checks(record: dict) -> None:
+    texts, tokenizer = read_texts(TEXT_FOLDER), load_tokenizer(LSTM_FOLDER / "tokenizer.json")
+    assert list(texts) == [f"chapter-{number:02d}" for number in range(1, 62)]
+    assert texts["chapter-01"].startswith("It is a truth universally acknowledged, that a single man")
+    assert sum(len(tokenizer.encode(text).ids) >= 1_057 for text in texts.values()) == 61
+    digest = hashlib.sha256("".join(texts.values()).encode()).hexdigest()
+    assert digest in (TEXT_FOLDER / "SOURCE.md").read_text()
+    assert not any("prejudice" in title for part in ("training", "validation") for title in record["corpus"][part])
+
+
+def test_the_registered_models_build_and_point_at_what_ships() -> None:
+    assert isinstance(reference, RegisteredModel)
+    assert (reference.name, reference_lstm.name) == ("reference", "reference-lstm")
+    assert reference.build is reference_lstm.build is build_lstm
+    assert (reference.folder, reference.text) == (LSTM_FOLDER, TEXT_FOLDER)
+    config = json.loads((LSTM_FOLDER / "config.json").read_text())["config"]
+    model = build_lstm(config)
+    model.load_state_dict(load_shipped(LSTM_FOLDER).state_dict())
+    for wrong in ({**config, "heads": 4}, {"width": 4, "layers": 1}, {**config, "width": "224"}):
+        with pytest.raises(ValueError, match=r"unknown: heads|missing: vocabulary|found '224'"):
+            build_lstm(wrong)
+
+
+def test_an_export_holds_the_trained_weights_and_its_own_record(
+    tiny: TrainingSettings, corpus: Corpus, texts: Path, tmp_path: Path
+) -> None:
+    work, out = corpus.folder.parent / f"work-{tmp_path.name}", tmp_path / "out"
+    model = train(tiny, corpus, work)
+    (work / "corpus").symlink_to(corpus.folder)
+    (tmp_path / "short").mkdir()
+    (tmp_path / "short" / "one.txt").write_text("too short")
+    with pytest.raises(ValueError, match="expected documents of more than 1024 tokens"):
+        export(work, out, tmp_path / "short")
+    record = export(work, out, texts)
+    assert record["evaluation_documents"] == 4
+    assert weights_digest(load_shipped(out).state_dict()) == weights_digest(model.state_dict())
+    assert record == json.loads((out / "training.json").read_text())
+    assert record["tokens"] == 40 * 2 * 8
+    assert re.search(r"--steps 40 --batch 2 --window 8 .*--vocabulary 300 --width 12 --threads 1$", record["command"])
+    assert record["evaluation_loss"] == evaluate_shipped(out, texts)["evaluation_loss"]
+    assert (out / "training_log.jsonl").read_bytes() == (work / "training_log.jsonl").read_bytes()
+    assert load_checkpoint(work) is not None
+    printed = CliRunner().invoke(app, ["show", "--folder", str(out)]).output
+    assert re.search(rf"weights_digest +{record['weights_digest']}", printed)
+    assert re.search(r"corpus.validation +kept-apart\n", printed)
+    printed = CliRunner().invoke(app, ["evaluate", "--folder", str(out), "--text", str(texts)]).output
+    assert re.search(rf"evaluation_loss +{record['evaluation_loss']:.6g}\n", printed)
+    picture = CliRunner().invoke(app, ["plot", "--folder", str(out), "--out", str(tmp_path / "loss.png")])
+    assert picture.exit_code == 0, picture.output
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_folders_that_hold_no_model_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"expected model.safetensors"):
+        load_shipped(tmp_path)
+    with pytest.raises(FileNotFoundError, match="found no checkpoint"):
+        export(tmp_path, tmp_path / "out", TEXT_FOLDER)
+
+
+def test_evaluating_leaves_the_model_as_it_was() -> None:
+    """And a constant model has the loss log V, by hand."""
+    model = LSTMLanguageModel(LSTMConfig(vocabulary=7, width=4, layers=1))
+    with torch.no_grad():
+        model.embedding.weight.zero_()
+    model(torch.tensor([[1, 2, 3]]))
+    before = model.get_states()
+    tokens = torch.tensor([[1, 2, 3, 4, 5], [6, 5, 4, 3, 2]])
+    assert evaluate(model, [(tokens[:, :-1], tokens[:, 1:])]) == pytest.approx(math.log(7), rel=1e-6)
+    assert model.training
+    assert all(torch.equal(state, before[name]) for name, state in model.get_states().items())
