@@ -37,7 +37,7 @@ Dtype = Annotated[str | None, typer.Option(help="float32, float64 or bfloat16; d
 Data = Annotated[Path | None, typer.Option(metavar="TEXT|FOLDER|NPZ", help="Your documents; default: the model's own.")]
 Tokenizer = Annotated[Path | None, typer.Option(metavar="FILE", help="tokenizer.json that fits the model.")]
 TrainingLog = Annotated[Path | None, typer.Option(metavar="FILE", help="JSON lines of the training, for `extended`.")]
-Seed = Annotated[int, typer.Option(min=0, help="Decides every random number of the run.")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Decides every random number of the run.")]
 Out = Annotated[Path | None, typer.Option(metavar="D", help="Run directory; the same one resumes. Default: a new one.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over in a run directory that holds another run.")]
 CellSeconds = Annotated[float, typer.Option(min=0.001, help="Limit for one item.")]

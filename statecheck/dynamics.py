@@ -88,7 +88,7 @@ def retention(own: Array, foreign: Array, own_next: Array, foreign_next: Array, 
     array([[0.9]])
     """
     before, after = own - foreign, own_next - foreign_next
-    scale = np.sqrt(np.mean(before**2, axis=0, keepdims=True))
+    scale = np.sqrt(np.mean(np.abs(before) ** 2, axis=0, keepdims=True))
     usable = np.abs(before) > near * scale
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(usable & (scale > 0), after / before, np.nan)

@@ -30,6 +30,7 @@ UNDECIDED_COLOUR, UNDECIDED_MARK = "#7F7F7F", "s"
 
 LEGEND_ROWS = 12  # more curves than this are coloured by layer, with a colour bar
 FEW_POINTS = 12  # up to this many points are drawn as marks with error bars, more as a line with a band
+LARGEST = 1e150  # larger numbers are drawn as not finite: with its margins a frame must fit in a double
 FAR = 1000.0  # margins are drawn between 1/FAR and FAR
 WIDTH, DPI = 9.0, 100  # inches, dots per inch: 900 pixels
 
@@ -87,7 +88,7 @@ def curves_by_name(verdicts: Iterable[Verdict]) -> dict[str, list[Series]]:
 
 
 def _has_points(series: Series) -> bool:
-    return any(math.isfinite(x) and math.isfinite(y) for x, y in zip(series.x, series.y, strict=False))
+    return any(_drawable(x) and _drawable(y) for x, y in zip(series.x, series.y, strict=False))
 
 
 def file_names(names: Iterable[str]) -> dict[str, str]:
@@ -154,10 +155,10 @@ def heatmap(
         from matplotlib.colors import LogNorm, Normalize
 
         figure, axes = _frame(title, min(max(1.8 + 0.3 * len(rows), 2.6), 12.0))
-        finite = [v for row in values for v in row if math.isfinite(v)] or [0.0]
+        finite = [v for row in values for v in row if _drawable(v)] or [0.0]
         low, high = min(finite), max(finite)
         norm = LogNorm(low, high) if low > 0 and high / low > 100 else Normalize(low, high)
-        cells = [[v if math.isfinite(v) else math.nan for v in row] for row in values]
+        cells = [[_finite(v) for v in row] for row in values]
         image = axes.pcolormesh(_edges(columns), range(len(rows) + 1), cells, norm=norm, cmap="cividis")
         axes.set_facecolor("#F2F2F2")
         axes.grid(visible=False)
@@ -175,7 +176,7 @@ def by_layer(curves: Sequence[Series]) -> bool:
     same = len({series.x for series in curves}) == 1 and len(curves[0].x) > FEW_POINTS
     places = {(series.label, str(series.where)) for series in curves}
     x = curves[0].x
-    rising = all(math.isfinite(b) and a < b for a, b in itertools.pairwise(x))
+    rising = all(_drawable(a) and _drawable(b) and a < b for a, b in itertools.pairwise(x))
     layered = all(series.where.layer is not None and len(series.y) == len(series.x) for series in curves)
     return same and rising and layered and len(places) == len(curves) > 1
 
@@ -214,7 +215,7 @@ def margins(verdicts: Iterable[Verdict]) -> Figure | None:
         figure, axes = _frame("Margin to the threshold of each judged number", 1.3 + 0.27 * len(judged))
         for height, (part, number, criterion) in enumerate(judged):
             _margin_row(axes, height, part.status, number, criterion)
-        _margin_axes(axes, [_short(f"{part.id}  {_place(number.where)}", 44) for part, number, _ in judged])
+        _margin_axes(axes, [_short(f"{part.id}  {_place(number.where)}".rstrip(), 44) for part, number, _ in judged])
         return figure
 
 
@@ -298,7 +299,7 @@ def _draw(axes: Axes, series: Series, colour: Any, style: str) -> Any:
 def _first_lost(series: Series) -> int:
     """Index of the first value after a finite one that is not finite; 0 if there is none."""
     pairs = itertools.pairwise(series.y)
-    return next((i for i, (a, b) in enumerate(pairs, 1) if math.isfinite(a) and not math.isfinite(b)), 0)
+    return next((i for i, (a, b) in enumerate(pairs, 1) if _drawable(a) and not _drawable(b)), 0)
 
 
 def _colours(curves: Sequence[Series]) -> list[tuple[Any, str]]:
@@ -332,17 +333,17 @@ def _colour_bar(figure: Figure, axes: Axes, curves: Sequence[Series]) -> None:
 
 def _scales(axes: Axes, curves: Sequence[Series]) -> None:
     """Logarithmic axes where the points are spaced so (contexts of 64, 128, 256 ...) or span orders of magnitude."""
-    x = sorted({v for series in curves for v in series.x if math.isfinite(v)})
-    y = [v for series in curves for v in series.y if math.isfinite(v)]
-    gaps = [b - a for a, b in itertools.pairwise(x)]
-    if 3 <= len(x) <= 4 * FEW_POINTS and x[0] > 0 and max(gaps) >= 4 * min(gaps):
+    x = sorted({v for series in curves for v in series.x if _drawable(v)})
+    y = [v for series in curves for v in series.y if _drawable(v)]
+    if 3 <= len(x) <= FEW_POINTS and x[0] > 0 and all(b >= 1.4 * a for a, b in itertools.pairwise(x)):
         axes.set_xscale("log", base=2)
-        if len(x) <= FEW_POINTS:
-            axes.set_xticks(x, [f"{v:g}" for v in x])
-            axes.set_xticks([], minor=True)
-    if y and min(y) > 0 and max(y) / min(y) > 100:
+        axes.set_xticks(x, [f"{v:g}" for v in x])
+        axes.set_xticks([], minor=True)
+    if y and min(y) > 1 / LARGEST and max(y) / min(y) > 100:
+        top = max([*y, *(v for series in curves for v in series.high if _drawable(v))])
+        axes.set_ylim(min(y) / 2, 2 * top)  # given, not found: a band may reach down to zero
         axes.set_yscale("log")
-    elif y and max(abs(v) for v in y) < 1e300:
+    elif y:
         axes.ticklabel_format(axis="y", useOffset=False)
 
 
@@ -418,5 +419,10 @@ def _text(text: str) -> str:
     return f" {shown}" if shown.startswith("_") else shown
 
 
+def _drawable(value: float) -> bool:
+    """True for finite numbers that fit in a frame."""
+    return abs(value) < LARGEST
+
+
 def _finite(value: float) -> float:
-    return value if math.isfinite(value) else math.nan
+    return value if _drawable(value) else math.nan

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from statecheck import dynamics
 from statecheck import states as functions
-from statecheck.errors import ModelRaised
+from statecheck.errors import CapabilityMissing, ModelRaised
 from statecheck.protocol import Capability, ModelFacts, StateFacts, StatefulModel, States, fresh
 from statecheck.verdict import Where
 
@@ -84,7 +84,8 @@ def _group(facts: ModelFacts, component: str, layer: int) -> Group:
     for name in names:
         state = facts.states[name]
         heads = 1 if state.head_axis is None else state.shape[state.head_axis - 1]
-        width = int(np.prod(state.shape, dtype=int)) // heads
+        numbers = 2 if state.dtype.startswith("complex") else 1
+        width = numbers * int(np.prod(state.shape, dtype=int)) // heads
         start = parts[-1].stop if parts else 0
         for head in range(heads):
             label = None if state.head_axis is None else head
@@ -93,14 +94,19 @@ def _group(facts: ModelFacts, component: str, layer: int) -> Group:
 
 
 def values(states: Mapping[str, Tensor], facts: ModelFacts, group: Group) -> Tensor:
-    """The group's state as (n, D) float64: normalised, heads first, tensors side by side."""
-    return torch.cat([_flat(states, name, facts.states[name]) for name in group.names], dim=1)
+    """The group's state as (n, D) float64: normalised, heads first, tensors side by side; complex units as pairs."""
+    return torch.cat([_real(units(states, name, facts.states[name])) for name in group.names], dim=1)
 
 
-def _flat(states: Mapping[str, Tensor], name: str, state: StateFacts) -> Tensor:
-    value = states[name].detach().double()
+def _real(value: Tensor) -> Tensor:
+    return torch.view_as_real(value).flatten(1) if value.is_complex() else value
+
+
+def units(states: Mapping[str, Tensor], name: str, state: StateFacts) -> Tensor:
+    """One state tensor as (n, units), float64 or complex128: normalised, heads first."""
+    value = functions.wide(states[name].detach())
     if state.normaliser is not None:
-        value = value / _aligned(states[state.normaliser].detach().double(), value)
+        value = value / _aligned(functions.wide(states[state.normaliser].detach()), value)
     if state.head_axis is not None:
         value = value.movedim(state.head_axis, 1)
     return value.reshape(value.shape[0], -1)
@@ -254,6 +260,7 @@ def record(model: StatefulModel, inputs: Tensor, schedule: Schedule) -> Record:
             if broken:
                 result.nonfinite = _first_nonfinite(model, inputs, result.reached, previous, position, broken)
                 break
+            _require_rows(states, n)
             observer.look(position, states)
             previous = states
     except ModelRaised as error:
@@ -261,6 +268,14 @@ def record(model: StatefulModel, inputs: Tensor, schedule: Schedule) -> Record:
             raise
         result.ended = (result.reached, str(error))
     return result
+
+
+def _require_rows(states: States, n: int) -> None:
+    """Raise :class:`CapabilityMissing` for a state that has not one row a document: S0 reports it as a fault."""
+    for name, value in states.items():
+        if value.shape[:1] != (n,):
+            found = f"state {name!r} has shape {tuple(value.shape)} for a batch of {n}"
+            raise CapabilityMissing(f"{found}: nothing can be told of single documents; see S0")
 
 
 def _first_nonfinite(
@@ -294,7 +309,7 @@ class _Observer:
 
     def _thinned(self, grid: list[int], size: int) -> set[int]:
         wanted = [t for t in grid if t >= self.schedule.start]
-        room = max(4, SAMPLE_BYTES // (4 * self.result.n * size))
+        room = max(4, SAMPLE_BYTES // (4 * self.result.n * max(1, size)))
         return set(wanted[:: max(1, -(-len(wanted) // room))])
 
     def look(self, position: int, states: States) -> None:

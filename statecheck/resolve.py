@@ -244,6 +244,7 @@ def _wrapped(what: str, model: object, config: FolderConfig | None, title: str |
         parameters=said.parameters,
         modules=said.modules,
         training_length=said.training_length,
+        selective=said.selective,
         title=title,
         tokenizer=said.tokenizer,
     )

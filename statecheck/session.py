@@ -26,11 +26,12 @@ from statecheck.resolve import Request, Subject, resolve
 from statecheck.runner import check_options, run_item
 from statecheck.store import read_json
 from statecheck.suite import Suite, parse_suite
+from statecheck.supervisor import cores
 
 #: What a cell of each kind runs: "module:function", called with the session and the cell, returns plain data.
 KINDS = {
     "item": "statecheck.session:item",
-    "trace": "statecheck.session:traced",
+    "trace": "statecheck.tracing:trace_cell",
     "calibrate": "statecheck.testing:calibrate_cell",
     "doctor": "statecheck.doctor:examine",
 }
@@ -122,7 +123,7 @@ def environment() -> dict[str, Any]:
 def _use_all_cores() -> None:
     """Set once, as sums depend on it; OMP_NUM_THREADS has the last word."""
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
+        torch.set_num_threads(cores())
 
 
 def _check_suite(suite: Suite | None, table: Mapping[str, ItemEntry], plan: Plan) -> None:

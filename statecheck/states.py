@@ -74,7 +74,7 @@ def relative(a: Tensor, b: Tensor) -> float:
     """||a - b|| / max(||a||, ||b||) in float64; NaN in the same places is no difference, elsewhere it is inf."""
     if a.shape != b.shape:
         return float("inf")
-    a, b = a.double(), b.double()
+    a, b = wide(a), wide(b)
     if not torch.equal(torch.isfinite(a), torch.isfinite(b)):
         return float("inf")
     difference = torch.nan_to_num(a - b).norm()
@@ -82,9 +82,14 @@ def relative(a: Tensor, b: Tensor) -> float:
     return difference.item() / scale if scale else 0.0
 
 
+def wide(value: Tensor) -> Tensor:
+    """The same values as float64, or complex128 for complex ones."""
+    return value.to(torch.complex128) if value.is_complex() else value.double()
+
+
 def nonfinite(states: Mapping[str, Tensor]) -> list[str]:
     """Names of the tensors that hold NaN or infinity."""
-    return [name for name, value in states.items() if value.is_floating_point() and not torch.isfinite(value).all()]
+    return [name for name, value in states.items() if not torch.isfinite(value).all()]
 
 
 def flatten(nested: Any, prefix: str = "") -> dict[str, Any]:

@@ -151,6 +151,11 @@ def resident(pid: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def available_memory() -> int | None:
     """Bytes that can still be taken on this machine or in this container; None where that can't be read."""
     free = [value for value in (_machine_memory(), _container_memory()) if value is not None]

@@ -66,7 +66,7 @@ def main() -> None:
     """Serve the plan in the run directory that the command line names."""
     folder, number = Path(sys.argv[1]), sys.argv[2]
     _expendable()
-    _watch_parent()
+    watcher = _watch_parent()
     channel = Channel()
     faulthandler.enable()
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
@@ -77,6 +77,9 @@ def main() -> None:
         channel.answer("refused", type="NotWritten", message=str(error), exit_code=error.exit_code)
     sys.stdout.flush()
     sys.stderr.flush()
+    if watcher is not None:
+        os.kill(watcher, signal.SIGKILL)
+        os.waitpid(watcher, 0)
     os._exit(0)  # threads and exit handlers of the model's have no say
 
 
@@ -131,21 +134,23 @@ def _expendable() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000")
 
 
-def _watch_parent() -> None:
-    """A small process that ends the whole group when the parent dies, even while the model hangs in C code.
+def _watch_parent() -> int | None:
+    """Start a small process that ends the whole group when the parent dies, even while the model hangs in C code.
 
     Elsewhere than on Linux, and when the parent is gone already, the end of standard input does that.
     """
     if not hasattr(os, "pidfd_open"):
-        return
+        return None
     try:
         parent = os.pidfd_open(os.getppid())
     except OSError:
-        return
-    if os.fork() == 0:
+        return None
+    watcher = os.fork()
+    if watcher == 0:
         select.select([parent], [], [])
         os.killpg(0, signal.SIGKILL)
     os.close(parent)
+    return watcher
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ ROWS = (
     "adapters",
     "laws probes",
     "benchmarks monitor",
-    "catalogue",
+    "catalogue faults",
     "plan suite suites store gate compare report",
     "naming own_code resolve documents",
     "runner guard supervisor engine worker session doctor",

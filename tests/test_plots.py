@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from report_cases import NASTY, bare, item, nasty, part, passing, rms
 
@@ -72,6 +72,11 @@ def test_few_points_have_error_bars_on_a_logarithmic_axis() -> None:
     assert [label.get_text() for label in axes.get_xticklabels()] == ["64", "128", "256", "512", "1024"]
     (bars,) = axes.containers
     assert [round(float(segment[1][1]), 6) for segment in bars[2][0].get_segments()] == [1, 1, 1, 1, 1.3]
+
+
+def test_unevenly_traced_positions_stay_on_a_linear_axis() -> None:
+    x = (8.0, 16.0, 32.0, 48.0, *range(57, 65), 128.0, 192.0, *range(249, 257))
+    assert plots.lines("state RMS", [points("state RMS", x, x)]).axes[0].get_xscale() == "linear"
 
 
 @pytest.mark.parametrize(
@@ -238,7 +243,13 @@ ANY = st.floats(allow_nan=True, allow_infinity=True)
 CURVES = st.lists(ANY, max_size=5).map(tuple)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(
+    max_examples=12, deadline=None, derandomize=True, phases=(Phase.explicit, Phase.generate)
+)  # shrinking is slow
+@example([Series("x", "", (-1.7e308, 1.7e308), (1.7e308, -1.7e308))])
+@example([Series("x", "", (0, 1), (1e-320, 1e149)), Series("x", "", (0, 1), (-1e149, 0))])
+@example([Series("x", "", (0, 1), (1e-149, 1e149), (0, 1e-320), (1, 1e149))])
+@example([Series("x", "", (0, 1, 2), (1, 2), (1, 2), (3, 1))])
 @given(
     st.lists(
         st.builds(Series, st.just("x"), st.text(max_size=5), CURVES, CURVES, CURVES, CURVES), min_size=1, max_size=3

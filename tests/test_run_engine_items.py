@@ -17,7 +17,7 @@ from statecheck.guard import borrowed
 from statecheck.probes.contract import Evidence, gather
 from statecheck.runner import run_item
 from statecheck.suite import SuiteItem, load_suite
-from statecheck.verdict import Measurement, Outcome, Status
+from statecheck.verdict import Bound, Measurement, Outcome, Status
 
 torch.set_num_threads(1)
 
@@ -74,8 +74,8 @@ def test_every_end_is_an_outcome(check: Callable[..., object], status: Status, r
 
 
 def test_an_error_names_the_line_of_statecheck(evidence: Evidence) -> None:
-    (absence,) = door(lambda evidence: evidence.streams(-1), evidence).absences
-    assert "(statecheck/probes/contract.py:" in absence.reason
+    (absence,) = door(lambda evidence: Bound.parse("x"), evidence).absences
+    assert "(statecheck/verdict.py:" in absence.reason
 
 
 def test_keyboard_interrupt_passes_through(evidence: Evidence) -> None:
@@ -88,7 +88,7 @@ def test_an_unknown_option_is_a_usage_error(evidence: Evidence) -> None:
         return Outcome((Measurement.exact("X1.lag", lag),))
 
     assert door(check, evidence, lag=5).measurements[0].value == 5
-    with pytest.raises(UsageError, match="item X1 has no option 'lagg'; did you mean lag?"):
+    with pytest.raises(UsageError, match="item X1 has no option 'lagg'; did you mean lag"):
         door(check, evidence, lagg=5)
 
 
@@ -135,12 +135,12 @@ def _change_the_dtype(module: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        (_add_to_a_weight, "parameter weight_ih_l0"),
-        (_write_behind_the_version_counter, "parameter weight_ih_l0"),
+        (_add_to_a_weight, "parameter rnn.weight_ih_l0"),
+        (_write_behind_the_version_counter, "parameter rnn.weight_ih_l0"),
         (_leave_a_hook, "hooks of the model"),
-        (_leave_a_gradient, "parameter weight_ih_l0"),
-        (_freeze, "parameter weight_ih_l0"),
-        (_change_the_dtype, "parameter weight_ih_l0"),
+        (_leave_a_gradient, "parameter rnn.weight_ih_l0"),
+        (_freeze, "parameter rnn.weight_ih_l0"),
+        (_change_the_dtype, "parameter rnn.weight_ih_l0"),
     ],
 )
 def test_a_check_that_changes_the_model_is_an_error(

@@ -45,6 +45,8 @@ def export(work: Path, out: Path, text: Path) -> dict[str, Any]:
         "training_length": settings.window,
         "tokenizer": TOKENIZER,
         "training_log": LOG,
+        "components": {"lstm": ["layers.*"]},
+        "selective": True,
     }
     atomic_write_bytes(out / CONFIG, _json(config))
     record = {**_training_record(checkpoint, settings, corpus, work, out), **evaluate_shipped(out, text)}

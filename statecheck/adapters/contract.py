@@ -43,8 +43,24 @@ class Declared:
 
 def copy_without_history(module: nn.Module) -> nn.Module:
     """A copy that shares every parameter with `module` and owns the rest (buffers, attributes, states)."""
-    shared = {id(parameter): parameter for parameter in module.parameters()}
+    shared: dict[int, Any] = {id(value): value.detach().clone() for value in _held_with_graph(_attributes(module))}
+    shared |= {id(parameter): parameter for parameter in module.parameters()}
     return copy.deepcopy(module, memo=shared)
+
+
+def _attributes(module: nn.Module) -> list[Any]:
+    """What the module and its submodules hold as attributes, buffers included."""
+    return [value for child in module.modules() for value in vars(child).values()]
+
+
+def _held_with_graph(held: Any) -> Iterator[Tensor]:
+    """Tensors inside nested containers that carry a graph of gradients, which torch refuses to copy."""
+    if isinstance(held, Tensor):
+        if held.grad_fn is not None:
+            yield held
+    elif isinstance(held, (Mapping, list, tuple)):
+        for value in held.values() if isinstance(held, Mapping) else held:
+            yield from _held_with_graph(value)
 
 
 @contextmanager
@@ -161,7 +177,7 @@ def state_facts(
 def _guess_kind(value: Tensor, time_axis: int | None) -> StateKind:
     if value.dtype == torch.bool:
         return StateKind.FLAG
-    if not value.is_floating_point():
+    if not (value.is_floating_point() or value.is_complex()):
         return StateKind.POSITION
     if time_axis is not None:
         return StateKind.KV
@@ -190,6 +206,7 @@ def discover(make: Callable[[], Trial], module: nn.Module, declared: Declared, *
         if not early:
             raise ContractError("get_states() is empty after a call: expected all that the model remembers")
         late, chunks = _continued(make, adapter, example(declared, parameter, 2, 5)[:, 1:])
+        _check_lasting(early, late)
         other = make()
         other(example(declared, parameter, 3, 1))
         check_batch_first(early, other.get_states())
@@ -221,6 +238,18 @@ def discover(make: Callable[[], Trial], module: nn.Module, declared: Declared, *
     )
 
 
+def _check_lasting(early: States, late: States) -> None:
+    """Names and numbers of dimensions stay from call to call. Raises :class:`ContractError` if they don't."""
+    if early.keys() != late.keys():
+        raise ContractError(f"states change names between calls: {', '.join(sorted(early.keys() ^ late.keys()))}")
+    for name, value in early.items():
+        if not value.numel():
+            raise ContractError(f"state {name!r} is empty: its shape is {tuple(value.shape)}; leave it out, or fill it")
+        if value.dim() != late[name].dim():
+            shapes = f"{tuple(value.shape)}, then {tuple(late[name].shape)}"
+            raise ContractError(f"state {name!r} changes its number of dimensions between calls: {shapes}")
+
+
 def _default_loss(declared: Declared, output_width: int) -> str | None:
     if declared.vocabulary:
         return "cross_entropy" if output_width >= declared.vocabulary else None
@@ -244,7 +273,7 @@ def infer_inputs(module: nn.Module, declared: Declared) -> Declared:
     for child in module.modules():
         if isinstance(child, nn.Embedding):
             return replace(declared, vocabulary=child.num_embeddings)
-        if isinstance(child, nn.RNNBase):
+        if isinstance(child, (nn.RNNBase, nn.RNNCellBase)):
             return replace(declared, width=child.input_size)
         if isinstance(child, nn.Linear):
             return replace(declared, width=child.in_features)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -20,15 +21,41 @@ from statecheck.errors import ContractError, ModelRaised, StatecheckError
 from statecheck.protocol import ModelFacts, States
 
 
+class Nesting:
+    """How a module nests its states, learned from what its `get_states` returned last: types stand for the values.
+
+    All adapters of one module share it, so that states can be put into a copy that was never called.
+    """
+
+    def __init__(self) -> None:
+        self.types: Any = None
+
+    def learn(self, nested: Any) -> None:
+        """Remember the nesting of `nested`; {} teaches nothing."""
+        flat = functions.flatten(nested)
+        if flat:
+            self.types = functions.unflatten(nested, {name: type(value) for name, value in flat.items()})
+
+    def restore(self, states: States) -> Any:
+        """Flat states in the module's own nesting, numbers and flags as Python values again."""
+        plain: dict[str, Any] = dict(states)
+        for name, kind in functions.flatten(self.types).items():
+            if name in states and kind in (bool, int, float):
+                plain[name] = kind(states[name].reshape(-1)[0].item())
+        return plain if self.types is None else functions.unflatten(self.types, plain)
+
+
 class ModuleAdapter:
     """An nn.Module as a StatefulModel. Make one with :func:`statecheck.wrap`; `module` is the module itself."""
 
-    def __init__(self, module: nn.Module, facts: ModelFacts | None, pristine: nn.Module | None) -> None:
+    def __init__(
+        self, module: nn.Module, facts: ModelFacts | None, pristine: nn.Module | None, nesting: Nesting | None = None
+    ) -> None:
         self.module = module
         self._facts = facts
         self._pristine = pristine
+        self._nesting = nesting or Nesting()
         self._batch: int | None = None
-        self._template: Any = None
 
     @property
     def facts(self) -> ModelFacts:
@@ -38,7 +65,7 @@ class ModuleAdapter:
 
     def with_facts(self, facts: ModelFacts) -> ModuleAdapter:
         """The same module under other facts (a training length, say)."""
-        return ModuleAdapter(self.module, facts, self._pristine)
+        return ModuleAdapter(self.module, facts, self._pristine, self._nesting)
 
     def __call__(self, inputs: Tensor, *, mask: Tensor | None = None, segments: Tensor | None = None) -> Tensor:
         """Outputs for `inputs`, continuing from the current states.
@@ -60,7 +87,7 @@ class ModuleAdapter:
     def get_states(self) -> States:
         """All that the module remembers, as tensors of the caller's own; {} before the first call."""
         nested = _asking(self.module.get_states)  # type: ignore[arg-type]
-        self._template = nested
+        self._nesting.learn(nested)
         return {name: self._owned(name, value) for name, value in functions.flatten(nested).items()}
 
     def set_states(self, states: States | None) -> None:
@@ -70,10 +97,7 @@ class ModuleAdapter:
             return
         if not callable(getattr(self.module, "set_states", None)):
             raise ContractError("the module has no set_states: its states can be observed, not put back")
-        if self._template is None:
-            self._template = _asking(self.module.get_states)  # type: ignore[arg-type]
-        nested = self._as_module_has_them(states)
-        _asking(self.module.set_states, nested)  # type: ignore[arg-type]
+        _asking(self.module.set_states, self._nesting.restore(states))  # type: ignore[arg-type]
         self._batch = functions.batch_size(states)
 
     def rebuild(self) -> ModuleAdapter:
@@ -82,13 +106,18 @@ class ModuleAdapter:
             raise ContractError("the module can't be copied, so it can't be rebuilt without history")
         module = copy_without_history(self._pristine)
         module.train(self.module.training)
-        return ModuleAdapter(module, self._facts, self._pristine)
+        return ModuleAdapter(module, self._facts, self._pristine, self._nesting)
 
     def _forget(self) -> None:
-        reset = _resetter(self.module)
-        if reset is None:
+        ways = _resetters(self.module)
+        if not ways:
             raise ContractError("the module can't forget in place: it has neither set_states(None) nor reset()")
-        _asking(reset)
+        for reset in ways[:-1]:
+            with suppress(ModelRaised):
+                _asking(reset)
+                break
+        else:
+            _asking(ways[-1])
         self._batch = None
 
     def _check_inputs(self, inputs: Tensor) -> None:
@@ -118,23 +147,29 @@ class ModuleAdapter:
             return torch.full((self._batch or 1,), value)
         raise ContractError(f"state {name!r} is a {type(value).__name__}: expected a tensor, a number or a flag")
 
-    def _as_module_has_them(self, states: States) -> Any:
-        """The states in the module's own nesting, numbers and flags as Python values again."""
-        if not self._template:
-            return states
-        own = functions.flatten(self._template)
-        plain: dict[str, Any] = dict(states)
-        for name, value in own.items():
-            if name in states and not isinstance(value, Tensor):
-                plain[name] = type(value)(states[name].reshape(-1)[0].item())
-        return functions.unflatten(self._template, plain)
-
 
 def _pristine(module: nn.Module) -> nn.Module | None:
+    """A copy without history; None where the module can't be copied, or holds a history that it can't forget."""
     try:
-        return copy_without_history(module)
+        copied = copy_without_history(module)
+        return copied if _forgets(copied) or not _has_history(module) else None
     except Exception:  # a module may hold anything: locks, generators, graphs
         return None
+
+
+def _forgets(module: nn.Module) -> bool:
+    """Reset the module in place if it offers that; False if it does not, or raises."""
+    for reset in _resetters(module):
+        with suppress(Exception):
+            reset()
+            return True
+    return False
+
+
+def _has_history(module: nn.Module) -> bool:
+    """True if any state is there that is not zero."""
+    held = functions.flatten(module.get_states())  # type: ignore[operator]
+    return any(bool(torch.as_tensor(value).any()) for value in held.values())
 
 
 def _asking(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
@@ -159,15 +194,11 @@ def _output(value: Any) -> Tensor:
     return value
 
 
-def _resetter(module: nn.Module) -> Callable[[], Any] | None:
-    """The module's way to forget: set_states(None), or a reset method without required arguments."""
-    if callable(getattr(module, "set_states", None)):
-        return lambda: module.set_states(None)  # type: ignore[operator]
-    for name in ("reset_states", "reset_state", "reset"):
-        method = getattr(module, name, None)
-        if callable(method) and not _needs_arguments(method):
-            return method
-    return None
+def _resetters(module: nn.Module) -> list[Callable[[], Any]]:
+    """The module's ways to forget: set_states(None), and reset methods without required arguments."""
+    puts = [lambda: module.set_states(None)] if callable(getattr(module, "set_states", None)) else []  # type: ignore[operator]
+    methods = [getattr(module, name, None) for name in ("reset_states", "reset_state", "reset")]
+    return [*puts, *(method for method in methods if callable(method) and not _needs_arguments(method))]
 
 
 def _needs_arguments(method: Callable[..., Any]) -> bool:
@@ -185,14 +216,17 @@ def wrap_module(module: nn.Module, declared: Declared) -> ModuleAdapter:
             f"{type(module).__name__} has no get_states(): add one that returns a dict of tensors, batch first,"
             " {} before the first call (docs/wrapping.md)"
         )
-    pristine = _pristine(module)
+    pristine, nesting = _pristine(module), Nesting()
+    history = None if pristine is not None else _asking(module.get_states)  # type: ignore[arg-type]
 
     def make() -> ModuleAdapter:
         if pristine is not None:
-            return ModuleAdapter(copy_without_history(pristine), None, pristine)
-        adapter = ModuleAdapter(module, None, None)
+            return ModuleAdapter(copy_without_history(pristine).eval(), None, pristine, nesting)
+        adapter = ModuleAdapter(module, None, None, nesting)
         adapter.set_states(None)
         return adapter
 
     facts = discover(make, module, declared, rebuilds=pristine is not None)
-    return ModuleAdapter(module, facts, pristine)
+    if history:
+        _asking(module.set_states, history)  # type: ignore[arg-type]
+    return ModuleAdapter(module, facts, pristine, nesting)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,10 @@ class FolderConfig:
     components: Patterns | None = None
     parameters: Patterns | None = None
     modules: Patterns | None = None
+    selective: bool | Mapping[str, bool] | None = None
 
 
-KEYS = ("model", "config", "training_length", "tokenizer", "training_log", "components", "parameters", "modules")
+KEYS = tuple(one.name for one in fields(FolderConfig) if one.name != "path")
 
 
 def read_config(folder: Path) -> FolderConfig:
@@ -67,6 +68,7 @@ def read_config(folder: Path) -> FolderConfig:
         components=_patterns(path, data, "components"),
         parameters=_patterns(path, data, "parameters"),
         modules=_patterns(path, data, "modules"),
+        selective=_selective(path, data),
     )
 
 
@@ -85,6 +87,18 @@ def _length(path: Path, data: Mapping[str, Any]) -> int | None:
     if value is not None and value < 1:
         raise refusal(path, f"'training_length' is {value}", "it should be at least 1 token")
     return value
+
+
+def _selective(path: Path, data: Mapping[str, Any]) -> bool | Mapping[str, bool] | None:
+    """true or false for all components, or COMPONENT -> true or false."""
+    value = data.get("selective")
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, dict) and all(isinstance(one, bool) for one in value.values()):
+        return value
+    raise refusal(
+        path, f"'selective' is {one_line(value, 60)}", "it should be true, false, or COMPONENT: true or false"
+    )
 
 
 def _file(folder: Path, path: Path, data: Mapping[str, Any], key: str) -> Path | None:

@@ -15,7 +15,7 @@ from statecheck.errors import UsageError
 from statecheck.naming import Kind, read_spec
 from statecheck.plan import Cell, Plan, digests, versions
 
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,12 @@ def make_limits(
 
 
 def parse_size(text: str) -> float:
-    """Bytes from '512MB', '2.5 GB' or '1000000'; UsageError for anything else.
+    """Bytes from '512MB', '2.5 GB', '2GiB' or '1000000'; UsageError for anything else.
 
     >>> parse_size("1.5GB")
     1500000000.0
     """
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)I?B?\s*", text.upper())
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(I?)B?\s*", text.upper())
     if not match or float(match[1]) == 0:
         raise UsageError(f"--max-memory {text}: expected a size above 0 like 800MB or 2GB")
-    return float(match[1]) * UNITS[match[2]]
+    return float(match[1]) * (1024 if match[3] else 1000) ** POWERS[match[2]]

@@ -11,27 +11,10 @@ from statecheck.commands.asking import make_plan
 from statecheck.commands.run import carry_out
 from statecheck.engine import Limits
 from statecheck.errors import UsageError
+from statecheck.faults import ARCHITECTURES, FAULTS
 from statecheck.plan import Cell
 from statecheck.store import Result, open_run
 
-#: The names that `statecheck.testing` knows, written out because listing them must not load torch; a test compares.
-ARCHITECTURES = ("selective-counter", "gru-filter")
-FAULTS = (
-    "none",
-    "retention-above-1",
-    "channel-explodes",
-    "frozen",
-    "stuck",
-    "forgets-at-once",
-    "reset-every-k",
-    "saturated",
-    "dead",
-    "nan-at-step-k",
-    "not-carried",
-    "shared-across-batch",
-    "output-ignores-state",
-    "non-deterministic",
-)
 #: How a status is printed in the matrix; a pass is a dot, so that what matters stands out.
 SIGNS = {"PASS": ".", "FAIL": "F", "WARN": "w", "INCONCLUSIVE": "?", "ERROR": "E", "SKIP": "s", "NOT_APPLICABLE": "-"}
 

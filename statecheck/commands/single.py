@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from statecheck.engine import Limits
 from statecheck.errors import StatecheckError
 from statecheck.plan import Cell, versions
 from statecheck.store import RunFolder, default_folder, open_run
-from statecheck.supervisor import available_memory, size
+from statecheck.supervisor import available_memory, cores, size
 from statecheck.wording import one_line
 
 Row = Sequence[str]
@@ -41,7 +40,7 @@ def _here() -> list[Row]:
     memory = available_memory()
     return [
         ("statecheck", "ok", f"{versions()['statecheck']} on Python {versions()['python']}, {sys.platform}"),
-        ("cores", "ok", str(len(os.sched_getaffinity(0)))),
+        ("cores", "ok", str(cores())),
         ("memory", "ok", "unknown" if memory is None else f"{size(memory)} available"),
     ]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from statecheck.dynamics import Array
 from statecheck.errors import CapabilityMissing
 from statecheck.probes.contract import Evidence
 from statecheck.protocol import Capability, StatefulModel, States
-from statecheck.recording import Group, Record, groups, walk
+from statecheck.recording import Group, Record, groups, units, walk
 from statecheck.statistics import bca
 from statecheck.verdict import Absence, Measurement, Outcome, Status
 
@@ -135,9 +135,10 @@ def _retained(evidence: Evidence, group: Group, own: States, tokens: Tensor) -> 
         recurrence = evidence.facts.states[name].recurrence
         if recurrence == "derived":
             continue
-        after = _step(evidence.model, tokens, states.replace(own, foreign, [name]))
-        h, k, h2, k2 = (_flat(s, name) for s in (own, foreign, baseline, after))
-        if (recurrence or _found_recurrence(evidence.model, tokens, own, foreign, name, h2)) == "diagonal":
+        swapped = states.replace(own, foreign, [name])  # a normaliser stays: both are divided by their own
+        after = _step(evidence.model, tokens, swapped)
+        h, k, h2, k2 = (_flat(evidence, held, name) for held in (own, swapped, baseline, after))
+        if (recurrence or _found_recurrence(evidence, tokens, own, foreign, name, h2)) == "diagonal":
             tables.append(dynamics.retention(h, k, h2, k2))
         else:
             tables.append(dynamics.dense_retention(h, k, h2, k2))
@@ -151,20 +152,20 @@ def _step(model: StatefulModel, tokens: Tensor, held: States) -> States:
     return model.get_states()
 
 
-def _flat(held: States, name: str) -> Array:
-    value = held[name].detach().double()
-    return value.reshape(len(value), -1).numpy(force=True)
+def _flat(evidence: Evidence, held: States, name: str) -> Array:
+    return units(held, name, evidence.facts.states[name]).numpy(force=True)
 
 
 def _found_recurrence(
-    model: StatefulModel, tokens: Tensor, own: States, foreign: States, name: str, after: Array
+    evidence: Evidence, tokens: Tensor, own: States, foreign: States, name: str, after: Array
 ) -> str:
     """Found by trying: with every second unit transplanted, do the other units' next values change?"""
     value, other = own[name], foreign[name]
     swapped = (torch.arange(value[0].numel(), device=value.device) % 2 == 0).view(value.shape[1:])
     mixed = {**own, name: torch.where(swapped, other, value)}
-    moved = np.abs(_flat(_step(model, tokens, mixed), name) - after)
-    chosen = swapped.flatten().numpy(force=True)
+    moved = np.abs(_flat(evidence, _step(evidence.model, tokens, mixed), name) - after)
+    plain = replace(evidence.facts.states[name], normaliser=None)
+    chosen = units({name: swapped[None]}, name, plain)[0].numpy(force=True) > 0  # in the order of the units
     if not chosen.any() or chosen.all():
         return "diagonal"
     return "dense" if moved[:, ~chosen].max() > 1e-3 * moved[:, chosen].max() else "diagonal"

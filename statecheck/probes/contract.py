@@ -188,6 +188,8 @@ def gather(
         return Evidence(model, rows, source or made, False, seed, training_log, (*notes, *extra))
     rows = tuple(inputs) if not isinstance(inputs, Tensor) else tuple(inputs.unbind(0))
     _fit(rows, facts)
+    kind = torch.int64 if facts.inputs == "tokens" else getattr(torch, facts.dtype)
+    rows = tuple(row.detach().to(kind) for row in rows)
     said = source or f"{len(rows)} sequences of the caller"
     return Evidence(model, rows, said, True, seed, training_log, (*notes, *extra))
 

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from statecheck import dynamics, states
+from statecheck.errors import CapabilityMissing
 from statecheck.probes.contract import Evidence
-from statecheck.protocol import ModelFacts, StateFacts, StatefulModel, States, fresh
-from statecheck.recording import Record
+from statecheck.protocol import ModelFacts, StateFacts, StatefulModel, States
+from statecheck.recording import Group, Record, walk
 from statecheck.statistics import bca
 from statecheck.verdict import Absence, Measurement, Outcome, Status, Where
 
-SHORT = 8  # tokens of S0
-LONG = 64  # tokens of S2.isolation and S3
+SHORT = 8  # tokens of S0, and no more than the training length
+LONG = 64  # tokens of S2.isolation and S3, and no more than the training length
 
 
 def declared(evidence: Evidence) -> Outcome:
@@ -31,18 +32,14 @@ def declared(evidence: Evidence) -> Outcome:
     inputs = _rows(evidence, 3, SHORT)
     found: list[tuple[Where, str]] = []
     for batch in (2, 3):
-        model = fresh(evidence.model)
-        model(inputs[:batch, :1])
-        first = model.get_states()
-        found += _differences(first, evidence.facts, batch, grown=0)
-        model(inputs[:batch, 1:SHORT]) if batch == 2 else None
-        found += _differences(model.get_states(), evidence.facts, batch, grown=SHORT)
+        for position, held, _ in walk(evidence.model, inputs[:batch], sorted({1, inputs.shape[1]})):
+            found += _differences(held, evidence.facts, batch, grown=position > 1)
     place = found[0][0] if found else Where()
     note = "; ".join(dict.fromkeys(text for _, text in found))
     return Outcome((Measurement.exact("S0.changed", len(found), unit="differences", where=place, note=note),))
 
 
-def _differences(found: Mapping[str, Tensor], facts: ModelFacts, batch: int, *, grown: int) -> list[tuple[Where, str]]:
+def _differences(found: Mapping[str, Tensor], facts: ModelFacts, batch: int, *, grown: bool) -> list[tuple[Where, str]]:
     lost = [(_place(facts, name), f"{name} is declared and not returned") for name in facts.states if name not in found]
     extra = [(Where(state=name), f"{name} is returned and not declared") for name in found if name not in facts.states]
     both = [(name, facts.states[name], found[name]) for name in facts.states if name in found]
@@ -54,7 +51,7 @@ def _differences(found: Mapping[str, Tensor], facts: ModelFacts, batch: int, *, 
     return lost + extra + wrong
 
 
-def _mismatch(name: str, state: StateFacts, value: Tensor, batch: int, grown: int) -> list[str]:
+def _mismatch(name: str, state: StateFacts, value: Tensor, batch: int, grown: bool) -> list[str]:
     expected, shape = [batch, *state.shape], list(value.shape)
     if grown and state.time_axis is not None and state.time_axis < len(shape):
         expected[state.time_axis] = shape[state.time_axis]
@@ -86,9 +83,11 @@ def sane(evidence: Evidence) -> Outcome:
     if not record.positions:
         reason = "nothing is finite after the first token: see S1.nonfinite"
         return Outcome((finite,), tuple(Absence(f"S1.{x}", Status.INCONCLUSIVE, reason) for x in ("zero", "magnitude")))
+    if not record.groups:
+        return Outcome((finite,), evidence.unfit(("S1.zero", "S1.magnitude"), record, 0))
     zero = [item.group.where for item in record.groups if item.largest == 0]
-    biggest = max(record.groups, key=lambda item: item.largest)
-    limit = torch.finfo(getattr(torch, evidence.facts.states[biggest.group.names[0]].dtype)).max
+    magnitudes = [item.largest / _limit(evidence.facts, item.group) for item in record.groups]
+    worst = int(np.argmax(magnitudes))
     measurements = (
         finite,
         Measurement.exact(
@@ -99,13 +98,18 @@ def sane(evidence: Evidence) -> Outcome:
             n=record.n,
             note="; ".join(map(str, zero)),
         ),
-        Measurement.exact("S1.magnitude", biggest.largest / limit, where=biggest.group.where, n=record.n),
+        Measurement.exact("S1.magnitude", magnitudes[worst], where=record.groups[worst].group.where, n=record.n),
     )
     shown = tuple(
         Measurement.exact("largest magnitude", item.largest, where=item.group.where, n=record.n)
         for item in record.groups
     )
     return Outcome(measurements, shown=shown)
+
+
+def _limit(facts: ModelFacts, group: Group) -> float:
+    """The largest number of the group's narrowest dtype."""
+    return min(torch.finfo(getattr(torch, facts.states[name].dtype)).max for name in group.names)
 
 
 def nonfinite_measurement(name: str, evidence: Evidence, record: Record) -> Measurement:
@@ -139,7 +143,10 @@ def input_dependent(evidence: Evidence) -> Outcome:
     Source: phase 3.9, S2; I is science note C1.
     """
     isolation = _isolation(evidence)
-    record = evidence.standard_record()
+    try:
+        record = evidence.standard_record()
+    except CapabilityMissing as error:
+        return Outcome((isolation,), (Absence("S2.dependence", Status.SKIP, str(error)),))
     missing = evidence.unfit(["S2.dependence"], record, record.schedule.baseline)
     if missing:
         return Outcome((isolation,), missing)
@@ -193,19 +200,16 @@ def _otherwise(inputs: Tensor, facts: ModelFacts) -> Tensor:
 
 def _run(model: StatefulModel, inputs: Tensor) -> States:
     """States after `inputs` from no history, with the outputs beside them."""
-    model = fresh(model)
-    outputs = model(inputs)
-    return {**model.get_states(), "the output": outputs}
+    _, held, outputs = next(walk(model, inputs, [inputs.shape[1]]))
+    return {**held, "the output": outputs}
 
 
 def _worst_change(a: States, b: States, keep: Tensor, facts: ModelFacts) -> tuple[float, Where]:
     rows = torch.nonzero(keep).flatten()
     worst, place = 0.0, Where()
     for name in a:
-        if a[name].shape != b[name].shape or a[name].shape[0] != len(keep):
-            value = float("inf")
-        else:
-            value = states.relative(a[name][rows], b[name][rows])
+        batched = a[name].shape == b[name].shape and a[name].shape[0] == len(keep)
+        value = states.relative(a[name][rows], b[name][rows]) if batched else states.relative(a[name], b[name])
         if value > worst:
             worst, place = value, _place(facts, name) if name in facts.states else Where(state=name)
     return worst, place
@@ -227,6 +231,6 @@ def deterministic(evidence: Evidence) -> Outcome:
 
 
 def _rows(evidence: Evidence, n: int, length: int) -> Tensor:
-    """(n, length) inputs; documents repeat if there are fewer than n."""
-    streams = evidence.streams(length, most=n)
+    """(n, length) inputs, no longer than the training length; documents repeat if there are fewer than n."""
+    streams = evidence.streams(min(length, evidence.training_length), most=n)
     return streams[torch.arange(n) % len(streams)]

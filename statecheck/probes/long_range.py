@@ -20,7 +20,8 @@ from statecheck.statistics import Estimate, Index, bca, mean_t
 from statecheck.verdict import Absence, Measurement, Outcome, Series, Status, Where
 
 BLOCK = 32  # target tokens of a block
-BLOCKS = 3  # of a document, at most
+BLOCKS = 2  # of a document, at every context length
+GAIN_BLOCKS = 10  # of a document, at the two context lengths whose difference is D4.benefit: it is small
 DOCUMENTS = 64  # for the losses; rows of one call
 CALL = 128  # tokens of context in one call: bounds the memory for outputs
 REACH_ROWS = 8
@@ -39,9 +40,9 @@ def remembers(
     `D4.benefit`: nll(64) - nll(256) in nats (vectors: the difference of log errors): what the longer context is worth.
     `D4.reach`: two inputs share their last L tokens and differ in all that is older, the shared tokens in a call of
     their own; the largest over units of the RMS difference of the states over that of unrelated documents; the
-    smallest over L in {64, T_tr/2} and over positions up to 4 T_tr, aligned and unaligned, so that a reset anywhere
-    shows as exactly 0. A linear state of retention a has a^L. `D4.readout`: relative difference of the outputs at one
-    shared token after different pasts: 0 for an output that ignores the state.
+    smallest over L in {64, T_tr/2} (64: or T_tr, if less) and over positions up to 4 T_tr, aligned and unaligned, so
+    that a reset anywhere shows as exactly 0. A linear state of retention a has a^L. `D4.readout`: relative difference
+    of the outputs at one shared token after different pasts: 0 for an output that ignores the state.
 
     Losses need text, the others only states. Source: phase 3.9, D4.
     """
@@ -77,10 +78,15 @@ def _losses(evidence: Evidence, wanted: list[int]) -> Outcome:
     if len(lengths) < 2 or missing:
         reason = f"no {len(wanted)} context lengths of {wanted} fit into the documents"
         return Outcome(absences=missing or tuple(Absence(n, Status.INCONCLUSIVE, reason) for n in names))
-    table = np.stack([_document_losses(evidence, rows, length, max(lengths)) for length in lengths], axis=1)
+    ends = _nearest(lengths, 64, evidence.training_length), _nearest(lengths, 256, evidence.training_length)
+    blocks = [GAIN_BLOCKS if i in ends else BLOCKS for i in range(len(lengths))]
+    tables = [_block_losses(evidence, rows, c, max(lengths), b) for c, b in zip(lengths, blocks, strict=True)]
     left_out = [length for length in wanted if length not in lengths]
     notes = (f"contexts of {left_out} tokens do not fit into enough documents",) if left_out else ()
-    return _judged_losses(evidence, table, lengths, notes)
+    have = np.array([(len(row) - max(lengths)) // BLOCK for row in rows])
+    table = np.stack([_mean(losses[:, :BLOCKS], have) for losses in tables], axis=1)  # (n, lengths)
+    short, long = (_mean(tables[i], have) for i in ends)
+    return _judged_losses(evidence, table, (short, long), lengths, ends, notes)
 
 
 def _that_fit(evidence: Evidence, wanted: Sequence[int]) -> list[int]:
@@ -90,19 +96,17 @@ def _that_fit(evidence: Evidence, wanted: Sequence[int]) -> list[int]:
     return [length for length in wanted if length + BLOCK + 1 <= enough]
 
 
-def _document_losses(evidence: Evidence, rows: Sequence[Tensor], context: int, longest: int) -> Array:
-    """Mean loss of each document's target tokens after exactly `context` tokens, (n,)."""
-    totals = np.zeros(len(rows))
-    counts = np.zeros(len(rows))
-    for block in range(BLOCKS):
+def _block_losses(evidence: Evidence, rows: Sequence[Tensor], context: int, longest: int, blocks: int) -> Array:
+    """Mean loss of each block of target tokens after exactly `context` tokens, (n, blocks); 0 past the document."""
+    table = np.zeros((len(rows), blocks))
+    for block in range(blocks):
         first = longest + block * BLOCK  # the first target's position; the same targets for every context
         inside = [i for i, row in enumerate(rows) if len(row) >= first + BLOCK]
         if not inside:
             break
         windows = torch.stack([rows[i][first - context : first + BLOCK] for i in inside]).to(evidence.facts.device)
-        totals[inside] += _block_loss(evidence.model, windows, context).mean(dim=1).numpy(force=True)
-        counts[inside] += 1
-    return totals / counts
+        table[inside, block] = _block_loss(evidence.model, windows, context).mean(dim=1).numpy(force=True)
+    return table
 
 
 @torch.no_grad()
@@ -134,10 +138,17 @@ def losses(outputs: Tensor, targets: Tensor, loss: str | None) -> Tensor:
     return (outputs.double() - targets.double()).square().mean(dim=2)
 
 
-def _judged_losses(evidence: Evidence, table: Array, lengths: list[int], notes: tuple[str, ...]) -> Outcome:
-    """`table` is (n, lengths): mean loss of a document after each context."""
+def _judged_losses(
+    evidence: Evidence,
+    table: Array,
+    gain: tuple[Array, Array],
+    lengths: list[int],
+    ends: tuple[int, int],
+    notes: tuple[str, ...],
+) -> Outcome:
+    """`table` (n, lengths) has the mean loss of each document; `gain` that after the two `ends`, on more blocks."""
     tokens = evidence.facts.loss == "cross_entropy"
-    short, long = _nearest(lengths, 64, evidence.training_length), _nearest(lengths, 256, evidence.training_length)
+    short, long = gain
 
     def ratios(index: np.ndarray) -> Array:
         if tokens:
@@ -148,9 +159,9 @@ def _judged_losses(evidence: Evidence, table: Array, lengths: list[int], notes: 
     everyone = ratios(np.arange(len(table))[None])[0]
     worst = int(everyone[1:].argmax()) + 1
     estimate = bca(lambda i: ratios(i)[:, 1:].max(axis=1), len(table), evidence.generator("D4.perplexity"))
-    gains = table[:, short] - table[:, long] if tokens else np.log(table[:, short]) - np.log(table[:, long])
+    gains = short - long if tokens else np.log(short) - np.log(long)
     benefit = mean_t(gains, evidence.generator("D4.benefit"))
-    note = f"context of {lengths[long]} against {lengths[short]} tokens"
+    note = f"context of {lengths[ends[1]]} against {lengths[ends[0]]} tokens"
     measurements = (
         evidence.measure("D4.perplexity", estimate, Where(position=lengths[worst]), unit="x"),
         evidence.measure("D4.benefit", benefit, unit="nats", note=note),
@@ -162,6 +173,12 @@ def _judged_losses(evidence: Evidence, table: Array, lengths: list[int], notes: 
     return Outcome(
         measurements, shown=shown, series=(_curve(evidence, ratios, everyone, lengths, len(table)),), notes=notes
     )
+
+
+def _mean(losses: Array, blocks: Index) -> Array:
+    """Mean over the blocks that each document has; a NaN among those stays."""
+    has = np.arange(losses.shape[1]) < blocks[:, None]
+    return np.where(has, losses, 0.0).sum(axis=1) / has.sum(axis=1)
 
 
 def _nearest(lengths: list[int], wanted: int, training_length: int) -> int:
@@ -216,7 +233,7 @@ def _reaches(evidence: Evidence) -> Outcome:
 
 
 def _shared_lengths(evidence: Evidence) -> list[int]:
-    return sorted({64, max(1, evidence.training_length // 2)})
+    return sorted({min(64, evidence.training_length), max(1, evidence.training_length // 2)})
 
 
 @dataclass(frozen=True)
@@ -243,7 +260,7 @@ class Reach:
 def _reach(evidence: Evidence, pasts: Tensor, shared: Tensor, length: int) -> Iterator[Reach]:
     """Reach after each of several pasts. The first half of the rows and the second differ in the past alone."""
     model = evidence.model
-    if Capability.SET_STATES in model.facts.capabilities:
+    if {Capability.SET_STATES, Capability.RESET} <= model.facts.capabilities:
         for past, held, _ in walk(model, pasts, _places(evidence, length)):
             model.set_states(states.clone(held))
             _in_one_call(model, shared[:, :length])

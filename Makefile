@@ -1,0 +1,59 @@
+# What a person runs and what CI runs are the same targets. `make` lists them.
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+ARGS ?=
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.statecheck-installed
+RUN_PYTEST := $(BIN)/python -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test nightly lint format doctest docs docs-check wheel clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## / \t/' | expand -t 14
+
+setup: $(INSTALLED)  ## make .venv and install statecheck with its test tools, as pinned in constraints.txt
+
+# The stamp is newer than what it was made from: running this again does nothing until one of them changes.
+$(INSTALLED): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON) here: install Python 3.11 or later, or say make setup PYTHON=/path/to/python3" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "statecheck needs Python 3.11 or later, found $$($(PYTHON) --version): say make setup PYTHON=/path/to/python3.12" >&2; exit 2; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e '.[test,text]'
+	@touch $@
+
+demo: setup  ## check the bundled model on bundled text; the report is in statecheck-runs/demo
+	@VENV=$(VENV) scripts/demo.sh $(ARGS)
+
+test: setup  ## all tests but the slow ones
+	$(RUN_PYTEST) $(ARGS)
+
+nightly: setup lint docs-check doctest wheel  ## everything, slow tests too
+	$(RUN_PYTEST) -m '' $(ARGS)
+
+lint: setup  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/mypy scripts examples
+
+format: setup  ## let ruff put the code in order
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+doctest: setup  ## the examples in docstrings
+	$(RUN_PYTEST) -q --doctest-modules statecheck reference_models/statecheck_reference
+
+docs: setup  ## write the generated pages again (docs/items, tables in README.md and docs/culprits.md)
+	$(BIN)/python scripts/make_item_pages.py
+
+docs-check: setup  ## fail if a generated page is not what the code says
+	$(BIN)/python scripts/make_item_pages.py --check
+
+wheel: setup  ## build the wheel and prove that it works from another directory
+	VENV=$(VENV) scripts/check_wheel.sh
+
+clean:  ## remove what the other targets made, .venv and run directories apart
+	rm -rf build dist statecheck.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
