@@ -9,7 +9,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from importlib import import_module
 from pathlib import Path
 from platform import platform, python_version
@@ -20,11 +20,12 @@ import torch
 
 from statecheck.catalogue import ItemEntry, items
 from statecheck.errors import UsageError
+from statecheck.naming import Kind, read_spec
 from statecheck.plan import Cell, Plan, digest, versions
 from statecheck.probes.contract import Evidence, gather
-from statecheck.resolve import Request, Subject, resolve
+from statecheck.resolve import Request, Subject, registered_model, resolve
 from statecheck.runner import check_options, run_item
-from statecheck.store import read_json
+from statecheck.store import changed_sources, read_json
 from statecheck.suite import Suite, parse_suite
 from statecheck.supervisor import cores
 
@@ -47,6 +48,7 @@ class Session:
     suite: Suite | None
     model: Subject | None
     evidence: Evidence | None
+    seen: dict[str, str] = field(default_factory=dict)
 
     @staticmethod
     def load(folder: Path) -> Session:
@@ -85,16 +87,29 @@ class Session:
         }
 
     def sources(self) -> dict[str, str]:
-        """SHA-256 of the Python files loaded so far that belong to no installed package: the user's own."""
-        return {str(path): digest(path) for path in _user_files()}
+        """SHA-256, when first seen, of what the numbers rest on and the plan does not name.
+
+        These are the Python files loaded so far that belong to no installed package (the user's own), and the files
+        that came with a registered model or a checkpoint folder.
+        """
+        for path in (*_user_files(), *_companions(self.plan, self.model)):
+            if str(path) not in self.seen:
+                self.seen[str(path)] = digest(path)
+        return dict(self.seen)
 
     def _refuse_another_model(self) -> None:
+        """A new worker in a run that has begun must go on with the very same model."""
         before = (read_json(self.folder / "subject.json") or {}).get("model")
         now = _describe(self.model)
-        if before is not None and before["digest"] != now["digest"]:
+        if before is None:
+            return
+        changed = changed_sources(self.folder)
+        if changed:
+            raise UsageError(f"while the run went on, {', '.join(changed)} changed; --fresh starts over")
+        if before["digest"] != now["digest"]:
             raise UsageError(
-                f"{now['title']} has other weights than when this run began: give a checkpoint, or seed the factory"
-                " (it must build the same model at every call); --fresh starts over"
+                f"{now['title']} has other weights than when this run began: a factory must build the same weights at"
+                " every call (seed it, or give a checkpoint); --fresh starts over"
             )
 
 
@@ -142,7 +157,7 @@ def _resolve(plan: Plan) -> Subject | None:
     torch.manual_seed(plan.seed)
     random.seed(plan.seed)
     np.random.seed(plan.seed % 2**32)
-    names = {field.name for field in fields(Request)}
+    names = {one.name for one in fields(Request)}
     return resolve(Request(**{name: value for name, value in plan.request.items() if name in names}))
 
 
@@ -179,6 +194,15 @@ def inputs_digest(evidence: Evidence) -> str:
         total.update(f"{tuple(row.shape)} {row.dtype}\n".encode())
         total.update(row.cpu().contiguous().view(torch.uint8).numpy().data)
     return total.hexdigest()
+
+
+def _companions(plan: Plan, model: Subject | None) -> list[Path]:
+    """Tokenizer, training log and text of the model, and the weights of a registered one."""
+    if model is None or plan.request is None:
+        return []
+    named = read_spec(plan.request["spec"])
+    weights = registered_model(named.name).folder if named.kind is Kind.REGISTERED else None
+    return [path for path in (weights, model.tokenizer, model.training_log, model.text) if path is not None]
 
 
 def _user_files() -> list[Path]:

@@ -20,7 +20,7 @@ Array = NDArray[np.float64]
 Index = NDArray[np.int64]
 
 #: Confidence levels that are kept, so that Holm's correction can be read from a stored interval.
-LEVELS = (0.95, 0.975, 0.99, 0.995, 0.998)
+LEVELS = (0.95, 0.975, 0.99, 0.995, 0.998, 0.999, 0.9995)
 RESAMPLES = 4000
 
 
@@ -113,9 +113,13 @@ def mean_t(values: Sequence[float] | Array, generator: np.random.Generator) -> E
 
 
 def exponentiated(estimate: Estimate) -> Estimate:
-    """An estimate made of logarithms, as the ratio that it stands for."""
-    intervals = tuple((level, math.exp(low), math.exp(high)) for level, low, high in estimate.intervals)
-    value, low, high = (math.exp(x) for x in (estimate.value, estimate.low, estimate.high))
+    """An estimate made of logarithms, as the ratio that it stands for; inf where that is beyond a float."""
+
+    def exp(x: float) -> float:
+        return math.inf if x > 709 else math.exp(x)
+
+    intervals = tuple((level, exp(low), exp(high)) for level, low, high in estimate.intervals)
+    value, low, high = (exp(x) for x in (estimate.value, estimate.low, estimate.high))
     return Estimate(value, low, high, intervals, estimate.method, estimate.n)
 
 

@@ -207,9 +207,9 @@ class EventLog:
 
 
 def changed_sources(folder: Path) -> list[str]:
-    """Source files of the user's that the worker had loaded and that have changed since."""
+    """Files that the numbers rest on (sources of the user's, what came with the model) and that have changed since."""
     subject = read_json(folder / "subject.json") or {}
-    return [f"the source {path}" for path, sha in subject.get("sources", {}).items() if digest(Path(path)) != sha]
+    return [f"the content of {path}" for path, sha in subject.get("sources", {}).items() if digest(Path(path)) != sha]
 
 
 def _refuse_differences(path: Path, lines: list[str]) -> None:

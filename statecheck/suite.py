@@ -200,22 +200,17 @@ def judge(suite: Suite, outcomes: Mapping[str, Outcome], *, items: Mapping[str, 
 
 
 def _judge_parts(item: SuiteItem, outcome: Outcome | None) -> list[Verdict]:
+    """Every measurement with a criterion, and every absence; a criterion with neither is ERROR."""
     if outcome is None:
         return [Verdict(item.id, Status.ERROR, "no result: the item did not run to its end")]
-    whole = [a for a in outcome.absences if a.name == item.id]
-    if whole:
-        return [_absent(absence) for absence in whole]
-    parts: list[Verdict] = []
+    parts = [_absent(absence) for absence in outcome.absences]
+    whole = any(absence.name == item.id for absence in outcome.absences)
     for criterion in item.criteria:
         named = [m for m in outcome.measurements if m.name == criterion.measurement]
-        absent = [a for a in outcome.absences if a.name == criterion.measurement]
-        parts += [_judge_one(m, criterion) for m in named] + [_absent(a) for a in absent]
-        if not named and not absent:
-            parts.append(
-                Verdict(
-                    criterion.measurement, Status.ERROR, f"the probe of {item.id} brought no {criterion.measurement}"
-                )
-            )
+        parts += [_judge_one(m, criterion) for m in named]
+        if not whole and not named and all(absence.name != criterion.measurement for absence in outcome.absences):
+            missing = f"the probe of {item.id} brought no {criterion.measurement}"
+            parts.append(Verdict(criterion.measurement, Status.ERROR, missing))
     return parts
 
 

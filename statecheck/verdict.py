@@ -195,6 +195,10 @@ class Absence:
     reason: str
     where: Where = Where()
 
+    def __post_init__(self) -> None:
+        if self.status in (Status.PASS, Status.WARN, Status.XFAIL, Status.STALE):
+            raise ValueError(f"{self.name}: what has no number can't be {self.status}: give a Measurement")
+
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         return {"name": self.name, "status": str(self.status), "reason": self.reason, "where": self.where.to_json()}

@@ -1,6 +1,6 @@
 """The Python snippets of a page, run from top to bottom, and the output that the page shows beneath each.
 
-    python tests/documentation.py docs/wrapping.md ...    # run the snippets and write what they print into the page
+python tests/documentation.py docs/wrapping.md ...    # run the snippets and write what they print into the page
 """
 
 from __future__ import annotations

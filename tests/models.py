@@ -23,7 +23,7 @@ class TinyMamba(nn.Module):
         self.embedding = nn.Embedding(vocabulary, width)
         self.mix = nn.ModuleList(nn.Conv1d(width, width, window, groups=width) for _ in range(layers))
         self.project = nn.ModuleList(nn.Linear(width, width + 2 * order) for _ in range(layers))
-        self.log_a = nn.ParameterList(torch.arange(1.0, order + 1).log().expand(width, order) for _ in range(layers))
+        self.log_a = nn.ParameterList(torch.arange(1.0, order + 1).log().repeat(width, 1) for _ in range(layers))
         self.head = nn.Linear(width, vocabulary)
         self.order = order
         with torch.no_grad():
@@ -81,7 +81,7 @@ class TinyRWKV(nn.Module):
         x = self.embedding(tokens)
         after = []
         for i in range(self.layers):
-            y, held = self._layer(i, x, self.state[i] if self.state else None)
+            y, held = self._layer(i, functional.layer_norm(x, x.shape[2:]), self.state[i] if self.state else None)
             x = x + y
             after.append(held)
         self.state = after
@@ -99,7 +99,8 @@ class TinyRWKV(nn.Module):
             r_t, k_t, v_t, w_t = (z[:, t].view(shape) for z in (r, k, v, w))
             outputs.append((r_t[..., None] * wkv).sum(2).flatten(1))
             wkv = w_t[..., None] * wkv + k_t[..., None] * v_t[..., None, :]
-        return torch.stack(outputs, 1), (x[:, -1], wkv)
+        read = torch.stack(outputs, 1).view(rows, time, *shape[1:])
+        return functional.layer_norm(read, read.shape[3:]).flatten(2), (x[:, -1], wkv)
 
     def get_states(self) -> dict[str, Any]:
         return {f"blocks.{i}": {"shift": last, "wkv": wkv} for i, (last, wkv) in enumerate(self.state or [])}
@@ -152,7 +153,7 @@ class Elman(nn.Module):
         self.cell = nn.RNNCell(width, hidden)
         self.readout = nn.Linear(hidden, width)
         nn.init.orthogonal_(self.cell.weight_hh, gain=retention)
-        nn.init.normal_(self.cell.weight_ih, std=0.1)
+        nn.init.normal_(self.cell.weight_ih, std=0.03)
         self.hidden: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -220,9 +221,9 @@ def fitted(model: nn.Module, documents: Tensor, *, steps: int, length: int = 64,
 class ViewsOfABuffer(nn.Module):
     """Leaky integrators whose states are views into one buffer that every call writes in place."""
 
-    def __init__(self, width: int = 8, rows: int = 64) -> None:
+    def __init__(self, width: int = 8, rows: int = 256) -> None:
         super().__init__()
-        self.decay = nn.Parameter(torch.linspace(0.9, 0.995, width))
+        self.decay = nn.Parameter(torch.linspace(0.8, 0.95, width))
         self.register_buffer("memory", torch.zeros(2, rows, width), persistent=False)
         self.memory: Tensor
         self.used = 0

@@ -112,8 +112,6 @@ def test_the_scripts_run(name: str) -> None:
 
 
 def test_the_factory_runs_from_the_command_line(tmp_path: Path) -> None:
-    done = statecheck(
-        "run", "examples.wrap_your_model:make", "--suite", "smoke", "--out", tmp_path / "run", cwd=ROOT
-    )
+    done = statecheck("run", "examples.wrap_your_model:make", "--suite", "smoke", "--out", tmp_path / "run", cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "run" / "VALIDATION_GATE_PASS.md").is_file()

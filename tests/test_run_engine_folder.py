@@ -73,8 +73,21 @@ def test_another_model_is_refused(finished: Path) -> None:
 def test_a_changed_source_of_the_model_is_refused(finished: Path) -> None:
     original = (finished / "parts.py").read_text()
     (finished / "parts.py").write_text(original + "# changed\n")
-    assert f"the source {finished / 'parts.py'}" in again(finished)
+    assert f"the content of {finished / 'parts.py'}" in again(finished)
     (finished / "parts.py").write_text(original)
+
+
+def test_changed_weights_of_a_registered_model_are_refused(tmp_path: Path) -> None:
+    """What a registered model rests on is remembered, so that an old verdict is not taken for one on new weights."""
+    done = statecheck("run", *S0, "--out", tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    subject = json.loads((tmp_path / "run" / "subject.json").read_text())
+    weights = next(path for path in subject["sources"] if path.endswith("lstm"))
+    subject["sources"][weights] = "the digest of other weights"
+    (tmp_path / "run" / "subject.json").write_text(json.dumps(subject))
+    again = statecheck("run", *S0, "--out", tmp_path / "run")
+    assert again.returncode == 2
+    assert f"different are the content of {weights}" in again.stderr
 
 
 def test_fresh_removes_what_statecheck_wrote_and_nothing_else(finished: Path, tmp_path: Path) -> None:

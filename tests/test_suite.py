@@ -152,6 +152,13 @@ def test_an_absence_speaks_for_its_part_or_for_the_item() -> None:
     assert (row.status, row.reason) == (Status.NOT_APPLICABLE, "a KV cache grows")
 
 
+def test_a_failure_without_a_criterion_or_beside_an_absent_item_is_not_dropped() -> None:
+    stray = Absence("D1.extra", Status.FAIL, "no criterion speaks of it")
+    assert judged(suite(), between(1.0, 1.5), absences=(stray,)).status is Status.FAIL
+    whole = Absence("D1", Status.NOT_APPLICABLE, "nothing to compare")
+    assert judged(suite(), between(11.0, 12.0), absences=(whole,)).status is Status.FAIL
+
+
 def test_a_row_gives_the_reason_of_its_worst_part_and_the_closest_of_passing_ones() -> None:
     two = suite(names=("D1.a", "D1.b"))
     assert judged(two, between(1.0, 1.1, "D1.a"), between(10.5, 12.0, "D1.b")).reason.startswith("D1.b: ")

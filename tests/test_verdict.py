@@ -23,6 +23,7 @@ from statecheck.verdict import (
 )
 
 NUMBERS = st.floats(allow_nan=True, allow_infinity=True)
+WITHOUT_A_NUMBER = (Status.FAIL, Status.ERROR, Status.SKIP, Status.INCONCLUSIVE, Status.NOT_APPLICABLE)
 PLACES = st.builds(
     Where, component=st.none() | st.text(), layer=st.none() | st.integers(0, 99), state=st.none() | st.text()
 )
@@ -44,7 +45,9 @@ SERIES = st.builds(Series, st.text(), st.text(), CURVES, CURVES, CURVES, CURVES,
 OUTCOMES = st.builds(
     Outcome,
     st.lists(MEASUREMENTS, max_size=2).map(tuple),
-    st.lists(st.builds(Absence, st.text(), st.sampled_from(Status), st.text(), PLACES), max_size=2).map(tuple),
+    st.lists(st.builds(Absence, st.text(), st.sampled_from(WITHOUT_A_NUMBER), st.text(), PLACES), max_size=2).map(
+        tuple
+    ),
     st.lists(MEASUREMENTS, max_size=1).map(tuple),
     st.lists(SERIES, max_size=1).map(tuple),
     st.lists(st.text(), max_size=2).map(tuple),
@@ -122,3 +125,9 @@ def test_a_bound_is_cleared_by_the_whole_interval_only() -> None:
     assert Bound.parse("< 2").clear(1.0, 1.9)
     assert not Bound.parse("< 2").clear(1.0, 2.0)
     assert not Bound.parse("> 2").clear(math.nan, 5.0)
+
+
+@pytest.mark.parametrize("status", [Status.PASS, Status.WARN, Status.XFAIL, Status.STALE])
+def test_what_has_no_number_can_t_pass(status: Status) -> None:
+    with pytest.raises(ValueError, match="give a Measurement"):
+        Absence("D1.growth", status, "trust me")

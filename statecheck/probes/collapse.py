@@ -156,9 +156,7 @@ def _flat(evidence: Evidence, held: States, name: str) -> Array:
     return units(held, name, evidence.facts.states[name]).numpy(force=True)
 
 
-def _found_recurrence(
-    evidence: Evidence, tokens: Tensor, own: States, foreign: States, name: str, after: Array
-) -> str:
+def _found_recurrence(evidence: Evidence, tokens: Tensor, own: States, foreign: States, name: str, after: Array) -> str:
     """Found by trying: with every second unit transplanted, do the other units' next values change?"""
     value, other = own[name], foreign[name]
     swapped = (torch.arange(value[0].numel(), device=value.device) % 2 == 0).view(value.shape[1:])

@@ -121,12 +121,16 @@ class Evidence:
     def standard_record(self, *, final: float = 4.0) -> Record:
         """The shared trace of phase 3.9: T0 = T_tr, T = 4 T_tr, W = T_tr / 8, lag 64, from T_tr / 4 on.
 
-        Where the model stops taking input before 4 T_tr but not before 2 T_tr, the trace ends at 2 T_tr.
+        Where the model stops taking input before 4 T_tr, the trace ends at 2 T_tr, or where that fails as well.
         """
         result = self.record(self.schedule(final=final))
-        if result.ended is not None and final > 2 and result.ended[0] >= 2 * self.training_length:
-            return self.record(self.schedule(final=2.0))
-        return result
+        return result if result.ended is None or final <= 2 else self.record(self.schedule(final=2.0))
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that the model is known to take from no history: 4 T_tr, or fewer where the shared trace ended."""
+        whole = self.record(self.schedule())
+        return whole.schedule.final if whole.ended is None else whole.ended[0]
 
     def schedule(self, *, final: float = 4.0) -> Schedule:
         """The positions of the shared trace; lengths in units of the training length."""

@@ -49,7 +49,7 @@ def diverges(evidence: Evidence) -> Outcome:
     table, places = _parts(trace)
     each = zip(np.exp(np.median(table, axis=0)), places, strict=True) if places else ()
     shown = tuple(Measurement.exact("R", float(value), where=place, n=trace.n) for value, place in each)
-    return Outcome(judged, absent, (*shown, *_stress(evidence)), series)
+    return Outcome(judged, absent, (*shown, *_stress(evidence, trace)), series, _shortened(trace))
 
 
 def _finite(trace: Record) -> Measurement:
@@ -138,10 +138,15 @@ def _rms_series(trace: Record, item: GroupRecord) -> Series:
     )
 
 
-def _stress(evidence: Evidence) -> list[Measurement]:
+def _shortened(trace: Record) -> tuple[str, ...]:
+    times = trace.schedule.final / trace.schedule.baseline
+    return () if times > 2 else (f"the model does not take 4 training lengths: R is taken at {times:g}",)
+
+
+def _stress(evidence: Evidence, whole: Record) -> list[Measurement]:
     """R on a constant token and on uniform tokens (vectors: one vector repeated, and normal noise)."""
     streams = {"constant": _constant(evidence), "uniform": _uniform(evidence)}
-    schedule = evidence.schedule()
+    schedule = whole.schedule
     shown = []
     for title, inputs in streams.items():
         trace = record(evidence.model, inputs, schedule)

@@ -78,7 +78,7 @@ def stable(
     """extended: is a run of at least `steps` steps stable?
 
     `extended.nonfinite`: logged losses or gradient norms that are not finite. `extended.spike`: the longest run of
-    logged points with a training loss above the running median of `median` points + `spike` nats. `extended.final`:
+    logged points with a training loss above the median of the `median` points before + `spike` nats. `extended.final`:
     last validation loss over the best. `extended.slope`: lower bound (95 %) of the Theil-Sen slope of validation over
     the last `tail` of the steps, in nats per 1,000 steps. `extended.balance`: share of points with a gradient ratio
     of the first two components within [ratio_low, ratio_high]. A shorter log, or none, is SKIP.
@@ -111,13 +111,15 @@ def _nonfinite(log: TrainingLog) -> Measurement:
 
 
 def _spikes(log: TrainingLog, spike: float, width: int) -> Measurement:
-    """Longest run above the running median of the `width` points around each point."""
+    """Longest run above the running median of the `width` points before each point.
+
+    Not around it: in the first descent the points that follow are lower by far, and that is no spike.
+    """
     values = np.array([value for _, value in log.train])
-    half = width // 2
     longest = run = at = 0
     for i, value in enumerate(values):
-        around = values[max(0, i - half) : i + half + 1]
-        finite = around[np.isfinite(around)]
+        before = values[max(0, i - width) : i]
+        finite = before[np.isfinite(before)]
         high = not math.isfinite(value) or (len(finite) > 0 and value > float(np.median(finite)) + spike)
         run = run + 1 if high else 0
         if run > longest:

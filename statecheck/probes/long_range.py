@@ -12,11 +12,11 @@ from torch.nn import functional
 
 from statecheck import states
 from statecheck.dynamics import Array
-from statecheck.errors import CapabilityMissing
+from statecheck.errors import CapabilityMissing, ModelRaised
 from statecheck.probes.contract import Evidence
 from statecheck.protocol import Capability, StatefulModel, States, fresh
 from statecheck.recording import groups, values, walk
-from statecheck.statistics import Estimate, Index, bca, mean_t
+from statecheck.statistics import Estimate, Index, bca, exponentiated, mean_t
 from statecheck.verdict import Absence, Measurement, Outcome, Series, Status, Where
 
 BLOCK = 32  # target tokens of a block
@@ -26,7 +26,7 @@ DOCUMENTS = 64  # for the losses; rows of one call
 CALL = 128  # tokens of context in one call: bounds the memory for outputs
 REACH_ROWS = 8
 
-Ratios = Callable[[Index], Array]  # (resamples, n) documents -> (resamples, lengths)
+Ratios = Callable[[Index], Array]  # (resamples, n) documents -> log r(L), (resamples, lengths)
 
 
 def remembers(
@@ -72,7 +72,7 @@ def _losses(evidence: Evidence, wanted: list[int]) -> Outcome:
         evidence.require_text()
     except CapabilityMissing as error:
         return Outcome(absences=tuple(Absence(name, Status.SKIP, str(error)) for name in names))
-    lengths = _that_fit(evidence, wanted)
+    lengths = _that_are_taken(evidence, _that_fit(evidence, wanted))
     rows = [row for row in evidence.rows if len(row) >= max(lengths, default=0) + BLOCK + 1][:DOCUMENTS]
     missing = evidence.too_few(names, len(rows))
     if len(lengths) < 2 or missing:
@@ -82,7 +82,7 @@ def _losses(evidence: Evidence, wanted: list[int]) -> Outcome:
     blocks = [GAIN_BLOCKS if i in ends else BLOCKS for i in range(len(lengths))]
     tables = [_block_losses(evidence, rows, c, max(lengths), b) for c, b in zip(lengths, blocks, strict=True)]
     left_out = [length for length in wanted if length not in lengths]
-    notes = (f"contexts of {left_out} tokens do not fit into enough documents",) if left_out else ()
+    notes = (f"contexts of {left_out} tokens do not fit into enough documents, or into the model",) if left_out else ()
     have = np.array([(len(row) - max(lengths)) // BLOCK for row in rows])
     table = np.stack([_mean(losses[:, :BLOCKS], have) for losses in tables], axis=1)  # (n, lengths)
     short, long = (_mean(tables[i], have) for i in ends)
@@ -94,6 +94,22 @@ def _that_fit(evidence: Evidence, wanted: Sequence[int]) -> list[int]:
     sizes = sorted((len(row) for row in evidence.rows), reverse=True)
     enough = sizes[15] if len(sizes) > 15 else sizes[-1]
     return [length for length in wanted if length + BLOCK + 1 <= enough]
+
+
+@torch.no_grad()
+def _that_are_taken(evidence: Evidence, lengths: list[int]) -> list[int]:
+    """Without the longest ones, if the model raises there: beyond its training length it has promised nothing."""
+    for i in range(len(lengths), 0, -1):
+        needed = lengths[i - 1] + BLOCK
+        row = next(row for row in evidence.rows if len(row) >= needed)
+        if needed <= evidence.training_length:
+            return lengths[:i]
+        try:
+            _in_one_call(fresh(evidence.model), row[None, : needed - 1].to(evidence.facts.device))
+        except ModelRaised:
+            continue
+        return lengths[:i]
+    return []
 
 
 def _block_losses(evidence: Evidence, rows: Sequence[Tensor], context: int, longest: int, blocks: int) -> Array:
@@ -151,10 +167,9 @@ def _judged_losses(
     short, long = gain
 
     def ratios(index: np.ndarray) -> Array:
-        if tokens:
-            return np.exp((table[index] - table[index][:, :, :1]).mean(axis=1))
-        means = table[index].mean(axis=1)
-        return means / means[:, :1]
+        """Logarithms of r(L)."""
+        means = table[index].mean(axis=1) if tokens else np.log(table[index].mean(axis=1))
+        return means - means[:, :1]
 
     everyone = ratios(np.arange(len(table))[None])[0]
     worst = int(everyone[1:].argmax()) + 1
@@ -163,7 +178,7 @@ def _judged_losses(
     benefit = mean_t(gains, evidence.generator("D4.benefit"))
     note = f"context of {lengths[ends[1]]} against {lengths[ends[0]]} tokens"
     measurements = (
-        evidence.measure("D4.perplexity", estimate, Where(position=lengths[worst]), unit="x"),
+        evidence.measure("D4.perplexity", exponentiated(estimate), Where(position=lengths[worst]), unit="x"),
         evidence.measure("D4.benefit", benefit, unit="nats", note=note),
     )
     shown = tuple(
@@ -194,7 +209,7 @@ def _curve(evidence: Evidence, ratios: Ratios, everyone: Array, lengths: list[in
         "loss ratio against context",
         "r(L)",
         tuple(map(float, lengths)),
-        tuple(everyone.tolist()),
+        tuple(np.exp(np.minimum(everyone, 700)).tolist()),
         tuple(band.low for band in bands),
         tuple(band.high for band in bands),
         x_unit="tokens of context",
@@ -203,7 +218,7 @@ def _curve(evidence: Evidence, ratios: Ratios, everyone: Array, lengths: list[in
 
 
 def _band(evidence: Evidence, ratios: Ratios, column: int, length: int, n: int) -> Estimate:
-    return bca(lambda index: ratios(index)[:, column], n, evidence.generator(f"D4.curve.{length}"))
+    return exponentiated(bca(lambda i: ratios(i)[:, column], n, evidence.generator(f"D4.curve.{length}")))
 
 
 # What reaches the state and the output ----------------------------------------------------------------------------
@@ -217,19 +232,35 @@ def _reaches(evidence: Evidence) -> Outcome:
         return Outcome(absences=tuple(Absence(name, Status.INCONCLUSIVE, reason) for name in names))
     documents = evidence.streams(4 * evidence.training_length, most=3 * rows, name="D4.reach")
     pasts, shared = documents[: 2 * rows], documents[2 * rows : 3 * rows].repeat(2, *[1] * (documents.dim() - 1))
-    readout = Measurement.exact("D4.readout", _readout(evidence, pasts, shared), unit="relative", n=rows)
+    readout = _readout(evidence, pasts, shared)
+    reach, shown = _least_reach(evidence, pasts, shared)
+    both = (readout, reach)
+    measurements = tuple(one for one in both if isinstance(one, Measurement))
+    return Outcome(measurements, tuple(one for one in both if isinstance(one, Absence)), shown)
+
+
+def _least_reach(
+    evidence: Evidence, pasts: Tensor, shared: Tensor
+) -> tuple[Measurement | Absence, tuple[Measurement, ...]]:
     if not groups(evidence.facts):
         reason = "no recurrent matrix or vector among the states"
-        return Outcome((readout,), (Absence("D4.reach", Status.NOT_APPLICABLE, reason),))
-    found = [reach for length in _shared_lengths(evidence) for reach in _reach(evidence, pasts, shared, length)]
+        return Absence("D4.reach", Status.NOT_APPLICABLE, reason), ()
+    try:
+        found = [reach for length in _shared_lengths(evidence) for reach in _reach(evidence, pasts, shared, length)]
+    except CapabilityMissing as error:
+        return Absence("D4.reach", Status.SKIP, str(error)), ()
+    if not found:
+        reason = f"the model takes no more than {evidence.most_tokens} tokens: too few for a past and a shared text"
+        return Absence("D4.reach", Status.INCONCLUSIVE, reason), ()
     broken = next((reach for reach in found if not np.isfinite(list(reach.layers.values())).all()), None)
     if broken is not None:
         reason = f"states are not finite after {broken.past} tokens: see D1.nonfinite"
-        return Outcome((readout,), (Absence("D4.reach", Status.INCONCLUSIVE, reason),))
+        return Absence("D4.reach", Status.INCONCLUSIVE, reason), ()
     least = min(found, key=lambda reach: reach.value)
     note = f"{least.length} shared tokens after {least.past}; the smallest of {len(found)} places"
-    judged = Measurement.exact("D4.reach", least.value, unit="relative", where=least.where, n=rows, note=note)
-    return Outcome((readout, judged), shown=_by_layer(found))
+    n = len(pasts) // 2
+    judged = Measurement.exact("D4.reach", least.value, unit="relative", where=least.where, n=n, note=note)
+    return judged, _by_layer(found)
 
 
 def _shared_lengths(evidence: Evidence) -> list[int]:
@@ -268,7 +299,7 @@ def _reach(evidence: Evidence, pasts: Tensor, shared: Tensor, length: int) -> It
             model.set_states(held)
         return
     for total in (512, 509, 4 * evidence.training_length):
-        past = min(total, pasts.shape[1]) - length
+        past = min(total, evidence.most_tokens) - length
         if past > 0:
             model = fresh(evidence.model)
             _in_one_call(model, pasts[:, :past])
@@ -278,12 +309,12 @@ def _reach(evidence: Evidence, pasts: Tensor, shared: Tensor, length: int) -> It
 
 
 def _places(evidence: Evidence, length: int) -> list[int]:
-    """Lengths of the past, three quarters of `length` apart with a seeded jitter: every position up to 4 T_tr lies in
-    some shared stretch, and no period of a reset is in step with all of them."""
-    step = max(1, length * 3 // 4)
+    """Lengths of the past, three quarters of `length` apart with a seeded jitter: every position up to 4 T_tr (or what
+    the model takes) lies in some shared stretch, and no period of a reset is in step with all of them."""
+    step, last = max(1, length * 3 // 4), evidence.most_tokens - length
     generator = evidence.generator(f"D4.places.{length}")
-    regular = range(step, 4 * evidence.training_length, step)
-    return sorted({max(1, p - int(generator.integers(0, max(1, step // 4)))) for p in regular})
+    regular = [*range(step, last, step), last]
+    return sorted({max(1, p - int(generator.integers(0, max(1, step // 4)))) for p in regular if p > 0})
 
 
 def _compared(evidence: Evidence, before: States, after: States, length: int, past: int) -> Reach:
@@ -308,13 +339,16 @@ def _between_halves(h: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _readout(evidence: Evidence, pasts: Tensor, shared: Tensor) -> float:
+def _readout(evidence: Evidence, pasts: Tensor, shared: Tensor) -> Measurement | Absence:
     """Relative difference of the outputs at one shared token after different pasts."""
     model = fresh(evidence.model)
     _in_one_call(model, pasts[:, : max(1, evidence.training_length // 2)])
     outputs = model(shared[:, :1])
+    if not bool(torch.isfinite(outputs).all()):
+        return Absence("D4.readout", Status.INCONCLUSIVE, "the output is not finite: see D1.nonfinite")
     half = len(outputs) // 2
-    return states.relative(outputs[:half], outputs[half:])
+    value = states.relative(outputs[:half], outputs[half:])
+    return Measurement.exact("D4.readout", value, unit="relative", n=half)
 
 
 def _by_layer(found: Sequence[Reach]) -> tuple[Measurement, ...]:
