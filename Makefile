@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.statecheck-installed
 RUN_PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test nightly lint format doctest docs docs-check wheel clean
+.PHONY: help setup demo test nightly lint format doctest docs docs-check outputs outputs-check wheel clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## / \t/' | expand -t 14
@@ -30,7 +30,7 @@ demo: setup  ## check the bundled model on bundled text; the report is in statec
 test: setup  ## all tests but the slow ones
 	$(RUN_PYTEST) $(ARGS)
 
-nightly: setup lint docs-check doctest wheel  ## everything, slow tests too
+nightly: setup lint docs-check doctest outputs-check wheel  ## everything, slow tests too
 	$(RUN_PYTEST) -m '' $(ARGS)
 
 lint: setup  ## ruff and mypy
@@ -51,6 +51,16 @@ docs: setup  ## write the generated pages again (docs/items, tables in README.md
 
 docs-check: setup  ## fail if a generated page is not what the code says
 	$(BIN)/python scripts/make_item_pages.py --check
+
+outputs: setup  ## run the demo and the culprit matrix anew, and write all that the pages quote of them
+	@VENV=$(VENV) scripts/demo.sh --fresh
+	$(BIN)/python scripts/keep_example.py
+	$(BIN)/python scripts/make_readings.py
+	$(BIN)/python scripts/paste_outputs.py
+	$(BIN)/python scripts/make_item_pages.py
+
+outputs-check: demo  ## fail if the demo or the culprit matrix do not print what the pages show
+	$(BIN)/python scripts/paste_outputs.py --check
 
 wheel: setup  ## build the wheel and prove that it works from another directory
 	VENV=$(VENV) scripts/check_wheel.sh

@@ -123,23 +123,16 @@ def thresholds(item: SuiteItem) -> str:
 def example(verdict: Verdict) -> str:
     """How the item read in a real run: the example report's lines on it."""
     parts = verdict.parts if verdict.parts else (verdict,)
-    lines = [reading(verdict.id, str(verdict.status))]
-    lines += [f"  {reading(part.id, str(part.status))}  {said(part)}" for part in parts]
-    text = "\n".join(lines)
-    return (
-        f"From the [example report](../example/statefulness_report.md), printed by `make demo`:\n\n```text\n{text}\n```"
-    )
-
-
-def reading(id: str, status: str) -> str:
-    """Status and id in columns."""
-    return f"{status:<14}  {id}"
+    rows = [(str(verdict.status), verdict.id, ""), *((f"  {part.status}", part.id, said(part)) for part in parts)]
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    text = "\n".join(f"{status:<{widths[0]}}  {id:<{widths[1]}}  {rest}".rstrip() for status, id, rest in rows)
+    return f"From the [example report](../example/statefulness_report.md) (`make demo`):\n\n```text\n{text}\n```"
 
 
 def said(part: Verdict) -> str:
     """Value, what was asked and where; the reason where there is no number."""
     row = row_of(part)
-    return f"{row.estimate}  asked {row.asked}  at {row.where}" if row.value != NOTHING else row.reason
+    return f"{row.estimate}, asked {row.asked}, at {row.where}" if row.value != NOTHING else row.reason
 
 
 def culprits(id: str, readings: dict[str, dict[str, str]]) -> str:

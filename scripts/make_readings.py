@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
+
 import statecheck as sc
 from statecheck.catalogue import ITEMS
 from statecheck.faults import FAULTS
@@ -23,6 +25,7 @@ OUT = Path(__file__).resolve().parent.parent / "docs/items/readings.json"
 
 def main() -> None:
     """One entry a fault: part -> reason."""
+    torch.set_num_threads(1)
     readings = {name: said(name) for name in FAULTS}
     OUT.write_text(json.dumps(readings, indent=1) + "\n", "utf-8")
     for name, reasons in readings.items():

@@ -64,7 +64,7 @@ class Channel:
 
 def main() -> None:
     """Serve the plan in the run directory that the command line names."""
-    folder, number = Path(sys.argv[1]), sys.argv[2]
+    folder, number = Path(sys.argv[1]).absolute(), sys.argv[2]  # the model may change the working directory
     _expendable()
     watcher = _watch_parent()
     channel = Channel()
@@ -75,8 +75,9 @@ def main() -> None:
         _serve(folder, number, channel)
     except NotWritten as error:
         channel.answer("refused", type="NotWritten", message=str(error), exit_code=error.exit_code)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # the model may have closed it
+            stream.flush()
     if watcher is not None:
         os.kill(watcher, signal.SIGKILL)
         os.waitpid(watcher, 0)

@@ -221,7 +221,7 @@ def fitted(model: nn.Module, documents: Tensor, *, steps: int, length: int = 64,
 class ViewsOfABuffer(nn.Module):
     """Leaky integrators whose states are views into one buffer that every call writes in place."""
 
-    def __init__(self, width: int = 8, rows: int = 256) -> None:
+    def __init__(self, width: int = 8, rows: int = 1024) -> None:
         super().__init__()
         self.decay = nn.Parameter(torch.linspace(0.8, 0.95, width))
         self.register_buffer("memory", torch.zeros(2, rows, width), persistent=False)

@@ -143,21 +143,3 @@ def test_fifteen_documents_are_inconclusive() -> None:
     report = sc.check_model(sc.wrap(Observed(), training_length=16), inputs=torch.randn(15, 100, 4), only=["D1"])
     assert report["D1"].status is sc.Status.INCONCLUSIVE
     assert report["D1.growth"].status is sc.Status.INCONCLUSIVE
-
-
-# What takes minutes -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["run", "matrix"])
-def test_pasted_outputs_are_what_the_commands_print(name: str) -> None:
-    if name == "run":
-        subprocess.run(["make", "demo"], cwd=ROOT, check=True)
-    done = subprocess.run(
-        [sys.executable, "scripts/paste_outputs.py", "--check", name],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr

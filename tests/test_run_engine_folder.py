@@ -34,9 +34,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of one item on a model of the user's own, made of two files, with a stranger's file beside its own."""
     base = tmp_path_factory.mktemp("own")
     (base / "parts.py").write_text("import torch\nWIDTH = 3\n")
-    (base / "own_model.py").write_text(
-        "from parts import WIDTH, torch\n\ndef build():\n    return torch.nn.GRU(4, WIDTH)\n"
+    lines = (
+        "import os",
+        "from parts import WIDTH, torch",
+        "def build():",
+        " os.chdir('/')",
+        " return torch.nn.GRU(4, WIDTH)",
     )
+    (base / "own_model.py").write_text("\n".join(lines))
     done = statecheck("run", "own_model:build", *S0, "--out", "run", cwd=base)
     assert done.returncode == 0, done.stderr
     (base / "run" / "notes.txt").write_text("mine")

@@ -78,7 +78,7 @@ def train(
     entropies = unigram_entropies(corpus)
     print(
         f"corpus: {len(corpus.training)} documents to train on, {len(corpus.validation)} held out, "
-        f"{len(corpus.tokens)} tokens; without memory {entropies['training_on_validation']:.4f} nats a token at best",
+        f"{len(corpus.tokens)} tokens; frequencies alone reach {entropies['training_on_validation']:.4f} nats a token",
         flush=True,
     )
     try:

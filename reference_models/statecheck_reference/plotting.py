@@ -8,14 +8,16 @@ from matplotlib.figure import Figure
 
 
 def plot_training(rows: Sequence[Mapping[str, Any]], unigram_entropy: float, path: Path) -> None:
-    """Draw training and validation loss of the log's `rows`, and what a model without memory could reach, to a PNG."""
+    """Draw training and validation loss of the log's `rows`, and the loss of frequencies alone, to a PNG."""
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
     axes = figure.add_subplot()
     trained = [(row["step"], row["train_loss"]) for row in rows if "train_loss" in row]
     validated = [(row["step"], row["validation_loss"]) for row in rows if "validation_loss" in row]
     axes.plot(*zip(*trained, strict=True), color="tab:blue", linewidth=0.7, alpha=0.6, label="training (10 steps)")
     axes.plot(*zip(*validated, strict=True), color="tab:orange", linewidth=1.8, label="validation (held-out books)")
-    axes.axhline(unigram_entropy, color="0.4", linestyle="--", linewidth=1, label="best without memory (unigram)")
+    axes.axhline(
+        unigram_entropy, color="0.4", linestyle="--", linewidth=1, label="no memory: frequencies of the training books"
+    )
     axes.set(xlabel="step", ylabel="loss, nats a token", title="Training of the reference LSTM")
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)

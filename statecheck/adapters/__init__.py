@@ -10,6 +10,7 @@ from typing import Any, cast
 from torch import nn
 
 from statecheck.adapters.contract import Declared, Patterns
+from statecheck.adapters.declared import check_found, check_said
 from statecheck.adapters.module import wrap_module
 from statecheck.adapters.torch_rnn import known_facts, named_states, selective
 from statecheck.errors import ContractError
@@ -70,9 +71,13 @@ def wrap(
         title=title,
         tokenizer=Path(tokenizer) if tokenizer else None,
     )
+    check_said(declared)
     if isinstance(model, nn.RNNBase):
-        return wrap_module(named_states(model), _with_family(model, declared))
-    return wrap_module(model, declared)
+        adapter = wrap_module(named_states(model), _with_family(model, declared))
+    else:
+        adapter = wrap_module(model, declared)
+    check_found(declared, adapter.module, adapter.facts)
+    return adapter
 
 
 def _with_family(rnn: nn.RNNBase, declared: Declared) -> Declared:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from statecheck.errors import ContractError, ModelRaised, StatecheckError
 from statecheck.protocol import Capability, ComponentFacts, ModelFacts, StateFacts, StateKind, States
-from statecheck.states import clone, distance
+from statecheck.states import clone, distance, relative
 
 Patterns = Mapping[str, str | Sequence[str]]
 
@@ -96,7 +96,8 @@ def components_of(declared: Declared, state_names: Sequence[str]) -> dict[str, C
     Raises :class:`ContractError` for a component without states, a state in two components, or in none.
     """
     if not declared.components:
-        selective = declared.selective if isinstance(declared.selective, bool) else None
+        said = declared.selective
+        selective = said.get("state") if isinstance(said, Mapping) else said
         modules = tuple(pattern for value in (declared.modules or {}).values() for pattern in as_patterns(value))
         return {"state": ComponentFacts(("*",), ("*",), modules, selective)}
     built = {name: _component(name, declared) for name in declared.components}
@@ -158,9 +159,17 @@ def check_batch_first(two: Mapping[str, Tensor], three: Mapping[str, Tensor]) ->
 
 
 def state_facts(
-    name: str, early: Tensor, late: Tensor, declared: Declared, components: Mapping[str, ComponentFacts]
+    name: str,
+    early: Tensor,
+    late: Tensor,
+    declared: Declared,
+    components: Mapping[str, ComponentFacts],
+    whole: Set[str] = frozenset(),
 ) -> StateFacts:
-    """Facts of one state from its value after one token (`early`) and after a few more (`late`)."""
+    """Facts of one state from its value after one token (`early`) and after a few more (`late`).
+
+    The numbers of the parts of `whole` (see :func:`_layers_in_parts`) are no layers.
+    """
     grown = [axis for axis, (p, q) in enumerate(zip(early.shape, late.shape, strict=False)) if p != q]
     said: dict[str, Any] = {}
     for pattern, fields in declared.states.items():
@@ -170,7 +179,8 @@ def state_facts(
     kind = StateKind(said.pop("kind", _guess_kind(early, time_axis)))
     owner = next(component for component, facts in components.items() if matches(name, facts.states))
     dtype = str(early.dtype).removeprefix("torch.")
-    layer = said.pop("layer", layer_of(name))
+    prefix = name.rpartition(".")[0]
+    layer = said.pop("layer", layer_of(prefix if prefix in whole else name))
     return StateFacts(kind, owner, layer, tuple(early.shape[1:]), dtype, time_axis=time_axis, **said)
 
 
@@ -211,8 +221,9 @@ def discover(make: Callable[[], Trial], module: nn.Module, declared: Declared, *
         other(example(declared, parameter, 3, 1))
         check_batch_first(early, other.get_states())
         found, missing = _capabilities(make, declared, parameter)
+        whole = _layers_in_parts(make, example(declared, parameter, 2, 2), early)
     components = components_of(declared, list(early))
-    states = {name: state_facts(name, value, late[name], declared, components) for name, value in early.items()}
+    states = {n: state_facts(n, value, late[n], declared, components, whole) for n, value in early.items()}
     capabilities = found | {Capability.OBSERVE}
     if chunks:
         capabilities |= {Capability.CHUNKS}
@@ -248,6 +259,43 @@ def _check_lasting(early: States, late: States) -> None:
         if value.dim() != late[name].dim():
             shapes = f"{tuple(value.shape)}, then {tuple(late[name].shape)}"
             raise ContractError(f"state {name!r} changes its number of dimensions between calls: {shapes}")
+
+
+def _layers_in_parts(make: Callable[[], Trial], inputs: Tensor, states: Mapping[str, Tensor]) -> set[str]:
+    """Names whose numbered states are the parts of one layer, as `lstm` with `lstm.0` = h and `lstm.1` = c is.
+
+    They are if their shapes differ, or if the first and the last move each other within one token: in a stack of
+    layers the upper never moves the lower.
+    """
+    numbered: dict[str, list[str]] = {}
+    for name in states:
+        prefix, _, last = name.rpartition(".")
+        if last.isdigit():
+            numbered.setdefault(prefix, []).append(name)
+    found = set()
+    for prefix, names in numbered.items():
+        shapes = {states[name].shape for name in names}
+        if len(shapes) > 1 or (len(names) > 1 and _move_each_other(make, inputs, names[0], names[-1])):
+            found.add(prefix)
+    return found
+
+
+def _move_each_other(make: Callable[[], Trial], inputs: Tensor, first: str, last: str) -> bool:
+    """True if giving one of the two states another row's value changes the next value of the other, both ways."""
+
+    def after(swapped: str | None) -> States:
+        adapter = make()
+        adapter(inputs[:, :1])
+        held = adapter.get_states()
+        adapter.set_states({name: value.flip(0) if name == swapped else value for name, value in held.items()})
+        adapter(inputs[:, 1:])
+        return adapter.get_states()
+
+    try:
+        base, by_first, by_last = after(None), after(first), after(last)
+    except StatecheckError:
+        return False
+    return relative(base[last], by_first[last]) > 0 and relative(base[first], by_last[first]) > 0
 
 
 def _default_loss(declared: Declared, output_width: int) -> str | None:
@@ -311,8 +359,8 @@ def _capabilities(
 ) -> tuple[set[Capability], dict[Capability, str]]:
     inputs = example(declared, like, 2, 4)
     trials: dict[Capability, Callable[[], str | None]] = {
-        Capability.SET_STATES: lambda: _try_set(make, inputs),
-        Capability.RESET: lambda: _try_reset(make, inputs),
+        Capability.SET_STATES: lambda: _try_set(make, inputs[:, :1]),
+        Capability.RESET: lambda: _try_reset(make, inputs[:, :1]),
         Capability.GRADIENT_STEP: lambda: _try_gradient(make, inputs[:, :1]),
         Capability.GRADIENT_SEQUENCE: lambda: _try_gradient(make, inputs),
     }

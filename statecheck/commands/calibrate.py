@@ -65,7 +65,25 @@ def matrix(results: Mapping[str, Result]) -> list[str]:
         signs = [SIGNS.get(row.payload["statuses"].get(id, ""), " ").center(len(id)) for id in items]
         lines.append(f"{row.cell:<{width}}  {'  '.join(signs)}  {_said(row.payload)}")
     signs_meaning = ", ".join(f"{sign} {status}" for status, sign in SIGNS.items())
-    return [*lines, signs_meaning]
+    return [*lines, signs_meaning, counted([row.payload for row in rows])]
+
+
+def counted(payloads: Sequence[Mapping[str, Any] | None]) -> str:
+    """The closing line: how many faults are caught, how many healthy models clean, and what went wrong.
+
+    >>> counted([{"fault": "none", "missed": [], "wolves": []}, {"fault": "dead", "missed": ["D2.dead"], "wolves": []}])
+    '0 of 1 faults caught, 1 of 1 healthy models clean; 1 missed, 0 cried wolf, 0 without an answer'
+    """
+    answers = [payload for payload in payloads if payload is not None]
+    good = [not (answer["missed"] or answer["wolves"]) for answer in answers]
+    healthy = [answer["fault"] == "none" for answer in answers]
+    caught = sum(fine and not control for fine, control in zip(good, healthy, strict=True))
+    clean = sum(fine and control for fine, control in zip(good, healthy, strict=True))
+    missed, wolves = (sum(bool(answer[key]) for answer in answers) for key in ("missed", "wolves"))
+    return (
+        f"{caught} of {len(answers) - sum(healthy)} faults caught, {clean} of {sum(healthy)} healthy models clean;"
+        f" {missed} missed, {wolves} cried wolf, {len(payloads) - len(answers)} without an answer"
+    )
 
 
 def _said(payload: Mapping[str, Any]) -> str:

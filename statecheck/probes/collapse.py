@@ -14,7 +14,7 @@ from statecheck.errors import CapabilityMissing
 from statecheck.probes.contract import Evidence
 from statecheck.protocol import Capability, StatefulModel, States
 from statecheck.recording import Group, Record, groups, units, walk
-from statecheck.statistics import bca
+from statecheck.statistics import extreme
 from statecheck.verdict import Absence, Measurement, Outcome, Status
 
 STATIC = ("D2.frozen", "D2.saturated", "D2.dead")
@@ -50,8 +50,8 @@ def _frozen(evidence: Evidence, trace: Record) -> Measurement:
         return np.stack([dynamics.dependence(weights, item.grams) for item in trace.groups], axis=1)
 
     worst = int(table(np.ones((1, trace.n)))[0].argmin())
-    estimate = bca(
-        lambda i: table(dynamics.weights_of(i, trace.n)).min(axis=1), trace.n, evidence.generator("D2.frozen")
+    estimate = extreme(
+        lambda i: table(dynamics.weights_of(i, trace.n)), trace.n, evidence.generator("D2.frozen"), largest=False
     )
     return evidence.measure("D2.frozen", estimate, trace.groups[worst].group.where)
 
@@ -63,9 +63,7 @@ def _saturated(evidence: Evidence, trace: Record) -> Measurement:
         return np.stack([dynamics.pinned_share(weights, *table) for table in tables], axis=1)
 
     worst = int(shares(np.ones((1, trace.n)))[0].argmax())
-    estimate = bca(
-        lambda i: shares(dynamics.weights_of(i, trace.n)).max(axis=1), trace.n, evidence.generator("D2.saturated")
-    )
+    estimate = extreme(lambda i: shares(dynamics.weights_of(i, trace.n)), trace.n, evidence.generator("D2.saturated"))
     return evidence.measure("D2.saturated", estimate, trace.groups[worst].group.where, unit="of units")
 
 

@@ -190,7 +190,7 @@ def gather(
     if inputs is None:
         rows, made = _seeded(facts, seed)
         return Evidence(model, rows, source or made, False, seed, training_log, (*notes, *extra))
-    rows = tuple(inputs) if not isinstance(inputs, Tensor) else tuple(inputs.unbind(0))
+    rows = tuple(torch.as_tensor(row) for row in inputs)
     _fit(rows, facts)
     kind = torch.int64 if facts.inputs == "tokens" else getattr(torch, facts.dtype)
     rows = tuple(row.detach().to(kind) for row in rows)
@@ -213,7 +213,7 @@ def _seeded(facts: ModelFacts, seed: int) -> tuple[tuple[Tensor, ...], str]:
 
 
 def _fit(rows: Sequence[Tensor], facts: ModelFacts) -> None:
-    if not rows or any(len(row) < 2 for row in rows):
+    if not rows or any(row.dim() == 0 or len(row) < 2 for row in rows):
         raise InputRefused("inputs: expected at least one sequence of 2 elements or more in each row")
     dimensions = {row.dim() for row in rows}
     if facts.inputs == "tokens":
@@ -228,3 +228,5 @@ def _fit(rows: Sequence[Tensor], facts: ModelFacts) -> None:
         raise InputRefused(
             f"inputs: expected vectors (batch, time, {facts.width}), found rows of shape {tuple(rows[0].shape)}"
         )
+    elif not all(bool(torch.isfinite(row).all()) for row in rows):
+        raise InputRefused("inputs: expected finite vectors, found NaN or infinity in them")

@@ -9,7 +9,7 @@ from torch import Tensor
 from statecheck.dynamics import Array, weights_of
 from statecheck.probes.contract import Evidence
 from statecheck.recording import GroupRecord, Part, Record, record
-from statecheck.statistics import bca, exponentiated
+from statecheck.statistics import exponentiated, extreme
 from statecheck.verdict import Absence, Measurement, Outcome, Series, Status, Where
 
 CANDIDATES = 64  # channels with the largest point estimates, among which a resample looks for its maximum
@@ -29,7 +29,7 @@ def diverges(evidence: Evidence) -> Outcome:
     For any non-negative retention of at most 1 under stationary drive R is at most 4 in expectation (2 under zero-mean
     drive): a = .9999 gives 1.9 / 3.9 (zero-mean / constant drive), 1.0 2 / 4, 1.003 11 / 18, 1.01 2,090 / 2,261 at
     T_tr = 256. Shown, not judged: R on constant tokens and on uniform tokens. A model that can't run 2 T_tr is
-    INCONCLUSIVE. BCa over documents, the maximum taken again in each resample. Source: phase 3.9, D1.
+    INCONCLUSIVE. Bootstrap over documents, simultaneous over groups. Source: phase 3.9, D1.
     """
     trace = evidence.standard_record()
     finite = _finite(trace)
@@ -105,7 +105,7 @@ def _growth(evidence: Evidence, trace: Record) -> Measurement | Absence:
     if not places:
         reason = "every head is exactly zero at the training length in some document"
         return Absence("D1.growth", Status.INCONCLUSIVE, reason)
-    estimate = bca(lambda i: np.median(table[i], axis=1).max(axis=1), trace.n, evidence.generator("D1.growth"))
+    estimate = extreme(lambda i: np.median(table[i], axis=1), trace.n, evidence.generator("D1.growth"))
     worst = places[int(np.median(table, axis=0).argmax())]
     return evidence.measure("D1.growth", exponentiated(estimate), worst, unit="x")
 
@@ -123,7 +123,7 @@ def _channel_growth(evidence: Evidence, trace: Record) -> Measurement | Absence:
     everyone = log_ratios(np.arange(trace.n)[None])[0]
     if not np.isfinite(everyone).any():
         return Absence("D1.channel", Status.INCONCLUSIVE, "no channel has a ratio")
-    estimate = bca(lambda i: log_ratios(i).max(axis=1), trace.n, evidence.generator("D1.channel"))
+    estimate = extreme(log_ratios, trace.n, evidence.generator("D1.channel"))
     return evidence.measure("D1.channel", exponentiated(estimate), places[int(everyone.argmax())], unit="x")
 
 

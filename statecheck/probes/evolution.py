@@ -7,7 +7,7 @@ import numpy as np
 from statecheck import dynamics
 from statecheck.probes.contract import Evidence
 from statecheck.recording import Record
-from statecheck.statistics import bca
+from statecheck.statistics import extreme
 from statecheck.verdict import Absence, Measurement, Outcome, Status
 
 
@@ -21,7 +21,7 @@ def evolves(evidence: Evidence) -> Outcome:
     largest magnitude; share of pinned units, a (component, layer); the largest counts.
     Shown: the raw cosine at lag 1, which is near the retention for every slow state and says nothing about health.
 
-    BCa over documents, the maximum over groups taken again in each resample. Source: phase 3.9, G3.5.
+    Bootstrap over documents, simultaneous over groups. Source: phase 3.9, G3.5.
     """
     record = evidence.standard_record()
     missing = evidence.unfit(["G3.5.cosine", "G3.5.pinned"], record, record.schedule.baseline)
@@ -48,7 +48,7 @@ def _cosines(evidence: Evidence, record: Record) -> tuple[tuple[Measurement, ...
     if not moving:
         return (), frozen
     table = np.stack([item.cosine() for item in moving], axis=1)  # (n, groups)
-    estimate = bca(lambda i: table[i].mean(axis=1).max(axis=1), record.n, evidence.generator("G3.5.cosine"))
+    estimate = extreme(lambda i: table[i].mean(axis=1), record.n, evidence.generator("G3.5.cosine"))
     worst = moving[int(table.mean(axis=0).argmax())]
     note = f"lag {record.schedule.lag}"
     return (evidence.measure("G3.5.cosine", estimate, worst.group.where, note=note),), frozen
@@ -61,7 +61,5 @@ def _pinned(evidence: Evidence, record: Record) -> Measurement:
         return np.stack([dynamics.pinned_share(weights, *table) for table in tables], axis=1)
 
     worst = int(shares(np.ones((1, record.n)))[0].argmax())
-    estimate = bca(
-        lambda i: shares(dynamics.weights_of(i, record.n)).max(axis=1), record.n, evidence.generator("G3.5.pinned")
-    )
+    estimate = extreme(lambda i: shares(dynamics.weights_of(i, record.n)), record.n, evidence.generator("G3.5.pinned"))
     return evidence.measure("G3.5.pinned", estimate, record.groups[worst].group.where, unit="of units")

@@ -132,8 +132,11 @@ def _final(log: TrainingLog) -> Measurement | Absence:
     values = [value for _, value in log.validation if math.isfinite(value)]
     if not values:
         return Absence("extended.final", Status.FAIL, "no validation loss is finite")
-    note = f"last {values[-1]:.4f}, best {min(values):.4f} nats"
-    return Measurement.exact("extended.final", values[-1] / min(values), unit="x the best", n=len(values), note=note)
+    best = min(values)
+    if best <= 0:
+        return Absence("extended.final", Status.INCONCLUSIVE, f"the best validation loss is {best:g}: no ratio to it")
+    note = f"last {values[-1]:.4f}, best {best:.4f} nats"
+    return Measurement.exact("extended.final", values[-1] / best, unit="x the best", n=len(values), note=note)
 
 
 def _slope(log: TrainingLog, tail: float) -> Measurement | Absence:

@@ -13,7 +13,7 @@ from statecheck.errors import CapabilityMissing
 from statecheck.probes.contract import Evidence
 from statecheck.protocol import ModelFacts, StateFacts, StatefulModel, States
 from statecheck.recording import Group, Record, walk
-from statecheck.statistics import bca
+from statecheck.statistics import extreme
 from statecheck.verdict import Absence, Measurement, Outcome, Status, Where
 
 SHORT = 8  # tokens of S0, and no more than the training length
@@ -136,7 +136,7 @@ def input_dependent(evidence: Evidence) -> Outcome:
     """S2: do different inputs give different states, each row its own?
 
     `S2.dependence`: I = sum_i Var_docs(h_i) / E||h||^2 at the training length (mean of 4 positions, documents not
-    matched at the last token), all layers of a component together; the smallest component, BCa over documents.
+    matched at the last token), all layers of a component together; the smallest component.
     `S2.isolation`: the rows of a batch are kept while their neighbours are changed (even rows kept, odd changed, then
     the reverse); largest relative change of a kept row's state or output, beyond ten times that of two equal runs.
 
@@ -158,7 +158,9 @@ def input_dependent(evidence: Evidence) -> Outcome:
 
     everyone = table(np.ones((1, record.n)))[0]
     worst = int(np.argmin(everyone))
-    estimate = bca(lambda i: table(dynamics.weights_of(i, record.n)).min(axis=1), record.n, evidence.generator("S2"))
+    estimate = extreme(
+        lambda i: table(dynamics.weights_of(i, record.n)), record.n, evidence.generator("S2"), largest=False
+    )
     judged = evidence.measure("S2.dependence", estimate, Where(component=components[worst]))
     shown = tuple(
         Measurement.exact("dependence on the input", float(v), where=Where(component=c), n=record.n)

@@ -13,7 +13,7 @@ from statecheck.dynamics import Array
 from statecheck.errors import UsageError
 from statecheck.probes.contract import Evidence
 from statecheck.recording import GroupRecord, Record
-from statecheck.statistics import bca
+from statecheck.statistics import extreme
 from statecheck.verdict import Measurement, Outcome
 
 SCORES = (1.0, 0.7, 0.5, 0.0)  # what the four anchors of a sub-score are worth
@@ -28,7 +28,7 @@ def healthy(evidence: Evidence, *, anchors: Mapping[str, Mapping[str, Any]]) -> 
     where `log` is set) and clamped. The score folds those rows into one number and adds no evidence beyond them. The
     reason names the limiting sub-score.
 
-    BCa over documents; the minimum over sub-scores and layers is taken again in each resample. Source: phase 3.9.
+    Bootstrap over documents, simultaneous over sub-scores and layers. Source: phase 3.9.
     """
     for name in SUBSCORES[:-1]:
         if name not in anchors:
@@ -43,10 +43,11 @@ def healthy(evidence: Evidence, *, anchors: Mapping[str, Mapping[str, Any]]) -> 
     tables = [_Scores(item, trace, anchors) for item in trace.groups]
     everyone = np.stack([t.all(np.ones((1, trace.n)))[:, 0] for t in tables])  # (groups, sub-scores)
     worst, limiting = np.unravel_index(int(everyone.argmin()), everyone.shape)
-    estimate = bca(
-        lambda i: np.min([t.all(dynamics.weights_of(i, trace.n)).min(axis=0) for t in tables], axis=0),
+    estimate = extreme(
+        lambda i: np.concatenate([t.all(dynamics.weights_of(i, trace.n)) for t in tables]).T,
         trace.n,
         evidence.generator("health"),
+        largest=False,
     )
     note = f"limited by {SUBSCORES[limiting]}"
     judged = evidence.measure("health.score", estimate, trace.groups[worst].group.where, note=note)
@@ -84,14 +85,15 @@ class _Scores:
     def _growth(self, weights: Array) -> Array:
         if self.growth is None:
             return np.full(len(weights), np.nan)
-        order = [np.repeat(np.arange(len(row)), row.astype(int)) for row in weights]
-        return np.array([_largest_median(self.growth[index]) for index in order])
+        rows, n = weights.shape
+        drawn = np.repeat(np.tile(np.arange(n), rows), weights.astype(int).ravel()).reshape(rows, -1)
+        return _largest_median(self.growth[drawn])
 
 
-def _largest_median(growth: Array) -> float:
-    """R of the worst part; parts without a baseline are left out (D1 names them)."""
-    medians = np.median(growth, axis=0)
-    return float(medians[np.isfinite(medians)].max(initial=0.0))
+def _largest_median(growth: Array) -> Array:
+    """R of the worst part, (B,), of (B, n, parts); parts without a baseline are left out (D1 names them)."""
+    medians = np.median(growth, axis=1)
+    return np.where(np.isfinite(medians), medians, 0.0).max(axis=1)
 
 
 def anchored(value: Array, *, at: Sequence[float], log: bool) -> Array:

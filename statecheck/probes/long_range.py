@@ -16,7 +16,7 @@ from statecheck.errors import CapabilityMissing, ModelRaised
 from statecheck.probes.contract import Evidence
 from statecheck.protocol import Capability, StatefulModel, States, fresh
 from statecheck.recording import groups, values, walk
-from statecheck.statistics import Estimate, Index, bca, exponentiated, mean_t
+from statecheck.statistics import Estimate, Index, bca, exponentiated, extreme, mean_t
 from statecheck.verdict import Absence, Measurement, Outcome, Series, Status, Where
 
 BLOCK = 32  # target tokens of a block
@@ -76,7 +76,7 @@ def _losses(evidence: Evidence, wanted: list[int]) -> Outcome:
     rows = [row for row in evidence.rows if len(row) >= max(lengths, default=0) + BLOCK + 1][:DOCUMENTS]
     missing = evidence.too_few(names, len(rows))
     if len(lengths) < 2 or missing:
-        reason = f"no {len(wanted)} context lengths of {wanted} fit into the documents"
+        reason = f"fewer than two of the contexts of {wanted} tokens fit into the documents and the model"
         return Outcome(absences=missing or tuple(Absence(n, Status.INCONCLUSIVE, reason) for n in names))
     ends = _nearest(lengths, 64, evidence.training_length), _nearest(lengths, 256, evidence.training_length)
     blocks = [GAIN_BLOCKS if i in ends else BLOCKS for i in range(len(lengths))]
@@ -173,7 +173,7 @@ def _judged_losses(
 
     everyone = ratios(np.arange(len(table))[None])[0]
     worst = int(everyone[1:].argmax()) + 1
-    estimate = bca(lambda i: ratios(i)[:, 1:].max(axis=1), len(table), evidence.generator("D4.perplexity"))
+    estimate = extreme(lambda i: ratios(i)[:, 1:], len(table), evidence.generator("D4.perplexity"))
     gains = short - long if tokens else np.log(short) - np.log(long)
     benefit = mean_t(gains, evidence.generator("D4.benefit"))
     note = f"context of {lengths[ends[1]]} against {lengths[ends[0]]} tokens"
