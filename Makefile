@@ -12,7 +12,7 @@ RUN_PYTEST := $(BIN)/python -m pytest
 .PHONY: help setup demo test nightly lint format doctest docs docs-check outputs outputs-check wheel clean
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## / \t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## / \t/' | expand -t 16
 
 setup: $(INSTALLED)  ## make .venv and install statecheck with its test tools, as pinned in constraints.txt
 

@@ -24,7 +24,7 @@ from statecheck.report.markdown import escape
 from statecheck.report.record import Report
 from statecheck.report.rows import NOTHING, row_of, sides
 from statecheck.suite import SuiteItem, bundled, load_suite
-from statecheck.verdict import Verdict
+from statecheck.verdict import Criterion, Verdict
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -176,11 +176,16 @@ def readme_table() -> str:
         (
             f"[{entry.id}](docs/items/{entry.id}.md)",
             entry.title,
-            "; ".join(f"{c.measurement.removeprefix(entry.id + '.')} {sides(c)[0]}" for c in asked[entry.id]),
+            "; ".join(f"{c.measurement.removeprefix(entry.id + '.')} {passing(c)}" for c in asked[entry.id]),
         )
         for entry in ITEMS.values()
     ]
     return table(("Item", "Question", "Passes when"), rows)
+
+
+def passing(criterion: Criterion) -> str:
+    """What is asked: the bounds that pass, or what must not be."""
+    return sides(criterion)[0] if criterion.passes else f"not {sides(criterion)[2]}"
 
 
 def fault_table() -> str:

@@ -43,7 +43,7 @@ def paste(name: str, *, check: bool) -> bool:
     command = [sys.executable, "-m", "statecheck", *arguments]
     one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # the culprits are small: threads only wait for each other
     done = subprocess.run(command, cwd=ROOT, env=one_thread, stdout=subprocess.PIPE, text=True, check=False)
-    lines = "\n".join(line.rstrip() for line in done.stdout.strip().splitlines())
+    lines = "\n".join(line.rstrip() for line in done.stdout.strip("\n").splitlines())
     block = f"```text\n$ {shown}\n{lines}\n$ echo $?\n{done.returncode}\n```"
     page = path.read_text("utf-8")
     begin, end = f"<!-- BEGIN {name}: written by `python scripts/paste_outputs.py` -->", f"<!-- END {name} -->"

@@ -172,10 +172,10 @@ class Schedule:
         return list(first), list(last)
 
     def grid(self) -> list[int]:
-        """Positions for cosines: half a lag apart, the first a lag before `start`."""
+        """Positions for cosines: half a lag apart, the first a lag before `start`, and those a lag before each."""
         step = max(1, self.lag // 2)
-        first = max(step, (self.start - self.lag) // step * step)
-        return list(range(first, self.final + 1, step))
+        regular = range(max(step, (self.start - self.lag) // step * step), self.final + 1, step)
+        return sorted({t for at in regular for t in (at, at - self.lag) if t >= 1})
 
     def dependence(self) -> list[int]:
         """Four positions at the end of the baseline window, for the dependence on the input."""

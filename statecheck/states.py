@@ -70,6 +70,7 @@ def distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
     return max((relative(a[name], b[name]) for name in a), default=0.0)
 
 
+@torch.no_grad()
 def relative(a: Tensor, b: Tensor) -> float:
     """||a - b|| / max(||a||, ||b||) in float64; NaN in the same places is no difference, elsewhere it is inf."""
     if a.shape != b.shape:
@@ -92,6 +93,11 @@ def nonfinite(states: Mapping[str, Tensor]) -> list[str]:
     return [name for name, value in states.items() if not torch.isfinite(value).all()]
 
 
+def _keys(sequence: Sequence[Any]) -> Iterable[Any]:
+    """Names of the places: the fields of a named tuple, else 0, 1, ..."""
+    return getattr(sequence, "_fields", range(len(sequence)))
+
+
 def flatten(nested: Any, prefix: str = "") -> dict[str, Any]:
     """Nested mappings, lists and tuples as one flat mapping with dotted names; None leaves are dropped.
 
@@ -103,7 +109,7 @@ def flatten(nested: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(nested, Mapping):
         pairs: Iterable[tuple[Any, Any]] = nested.items()
     elif isinstance(nested, (list, tuple)):
-        pairs = enumerate(nested)
+        pairs = zip(_keys(nested), nested, strict=True)
     else:
         return {prefix: nested}
     flat: dict[str, Any] = {}
@@ -122,7 +128,8 @@ def unflatten(template: Any, flat: Mapping[str, Any], prefix: str = "") -> Any:
     if isinstance(template, Mapping):
         return {k: unflatten(v, flat, f"{prefix}.{k}" if prefix else str(k)) for k, v in template.items()}
     if isinstance(template, (list, tuple)):
-        values = [unflatten(v, flat, f"{prefix}.{i}" if prefix else str(i)) for i, v in enumerate(template)]
+        pairs = zip(_keys(template), template, strict=True)
+        values = [unflatten(v, flat, f"{prefix}.{k}" if prefix else str(k)) for k, v in pairs]
         return type(template)(*values) if hasattr(template, "_fields") else type(template)(values)
     if prefix not in flat:
         raise ContractError(f"expected a state named {prefix!r}, found {', '.join(flat) or 'none'}")

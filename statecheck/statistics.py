@@ -70,7 +70,7 @@ def extreme(
     values = sign * table(everyone[None, :])[0]
     index = generator.integers(0, n, size=(RESAMPLES, n))
     draws = sign * _batched(table, index)
-    possible = values > -np.inf  # a group without a value can't be the largest
+    possible = ~np.isneginf(values)  # a group without a value can't be the largest
     values, draws = values[possible], draws[:, possible]
     value = float(sign * values.max(initial=-np.inf))
     if not np.isfinite(draws).all() or not math.isfinite(value):

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+torch.set_num_threads(1)  # small models: threads only get in each other's way
+
 
 class TinyMamba(nn.Module):
     """A selective state space layer (Gu & Dao 2023): matrix states (B, D, N) and a convolution window (B, D, K-1)."""
@@ -216,6 +218,29 @@ def fitted(model: nn.Module, documents: Tensor, *, steps: int, length: int = 64,
         optimiser.step()
     model.set_states(None)  # type: ignore[operator]
     return model.eval()
+
+
+class Integrator(nn.Module):
+    """h(t) = 0.9 h(t-1) + x(t), y = h, float64: the smallest healthy model of vectors. The base of odd conventions."""
+
+    def __init__(self, width: int = 3) -> None:
+        super().__init__()
+        self.width = width
+        self.retention = nn.Parameter(torch.full((width,), 0.9, dtype=torch.float64))
+        self.h: Tensor | None = None  # (B, D)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = []
+        for x_t in x.unbind(1):
+            self.h = x_t if self.h is None else self.retention * self.h + x_t
+            outputs.append(self.h)
+        return torch.stack(outputs, 1)
+
+    def get_states(self) -> dict[str, Any]:
+        return {} if self.h is None else {"h": self.h}
+
+    def set_states(self, states: Mapping[str, Any] | None) -> None:
+        self.h = None if states is None else states["h"]
 
 
 class ViewsOfABuffer(nn.Module):

@@ -91,7 +91,7 @@ Pair = namedtuple("Pair", ["hidden", "cell"])
 NESTED: list[tuple[Any, dict[str, Any]]] = [
     ({"a": {"b": 1}}, {"a.b": 1}),
     ([1, (2, 3)], {"0": 1, "1.0": 2, "1.1": 3}),
-    ({"x": Pair(1, 2), "none": None}, {"x.0": 1, "x.1": 2}),
+    ({"x": Pair(1, 2), "none": None}, {"x.hidden": 1, "x.cell": 2}),
     ({0: 1, 1: [2]}, {"0": 1, "1.0": 2}),
     (None, {}),
     ({}, {}),
@@ -105,7 +105,7 @@ def test_flatten_and_back(nested: Any, flat: dict[str, Any]) -> None:
 
 
 def test_unflatten_keeps_the_type_of_a_named_tuple() -> None:
-    back = states.unflatten({"x": Pair(1, 2)}, {"x.0": 3, "x.1": 4})
+    back = states.unflatten({"x": Pair(1, 2)}, {"x.hidden": 3, "x.cell": 4})
     assert back == {"x": Pair(3, 4)}
     assert isinstance(back["x"], Pair)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from statecheck.errors import ContractError, ModelRaised, StatecheckError
 from statecheck.protocol import Capability, ComponentFacts, ModelFacts, StateFacts, StateKind, States
-from statecheck.states import clone, distance, relative
+from statecheck.states import clone, distance, relative, wide
 
 Patterns = Mapping[str, str | Sequence[str]]
 
@@ -187,7 +187,7 @@ def state_facts(
 def _guess_kind(value: Tensor, time_axis: int | None) -> StateKind:
     if value.dtype == torch.bool:
         return StateKind.FLAG
-    if not (value.is_floating_point() or value.is_complex()):
+    if not _continuous(value):
         return StateKind.POSITION
     if time_axis is not None:
         return StateKind.KV
@@ -207,11 +207,11 @@ def discover(make: Callable[[], Trial], module: nn.Module, declared: Declared, *
 
     `make` gives an adapter on a copy without history. Raises :class:`ContractError` when the protocol is broken.
     """
-    declared = infer_inputs(module, declared)
+    said, declared = declared, infer_inputs(module, declared)
     parameter = next(module.parameters(), None)
     with quiet(module):
         adapter = make()
-        outputs = adapter(example(declared, parameter, 2, 1))
+        outputs = _first_call(adapter, example(declared, parameter, 2, 1), guessed=said != declared)
         early = adapter.get_states()
         if not early:
             raise ContractError("get_states() is empty after a call: expected all that the model remembers")
@@ -247,6 +247,16 @@ def discover(make: Callable[[], Trial], module: nn.Module, declared: Declared, *
         device=str(outputs.device),
         tokenizer=declared.tokenizer,
     )
+
+
+def _first_call(adapter: Trial, inputs: Tensor, *, guessed: bool) -> Tensor:
+    try:
+        return adapter(inputs)
+    except ModelRaised as error:
+        if not guessed:
+            raise
+        what = f"vectors of width {inputs.shape[2]}" if inputs.is_floating_point() else "token ids"
+        raise ModelRaised(f"{error} (it was given {what}, a guess: say wrap(..., vocabulary=N) or width=N)") from error
 
 
 def _check_lasting(early: States, late: States) -> None:
@@ -394,16 +404,19 @@ def _try_reset(make: Callable[[], Trial], inputs: Tensor) -> str | None:
     return None
 
 
+def _continuous(value: Tensor) -> bool:
+    return value.is_floating_point() or value.is_complex()
+
+
 def _try_gradient(make: Callable[[], Trial], inputs: Tensor) -> str | None:
     adapter = make()
     adapter(inputs[:, :1])
     with torch.enable_grad():
         states = adapter.get_states()
-        leaves = {n: v.detach().requires_grad_() for n, v in states.items() if v.is_floating_point()}
+        leaves = {n: v.detach().requires_grad_() for n, v in states.items() if _continuous(v)}
         adapter.set_states(states | leaves)
-        outputs = adapter(inputs).float().square().sum() + sum(
-            v.float().square().sum() for v in adapter.get_states().values() if v.is_floating_point()
-        )
+        read = [adapter(inputs), *(v for v in adapter.get_states().values() if _continuous(v))]
+        outputs = torch.stack([wide(v).abs().square().sum() for v in read]).sum()
         if not leaves or not outputs.requires_grad:
             return "outputs do not depend on the tensors given to set_states"
         gradients = torch.autograd.grad(outputs, list(leaves.values()), allow_unused=True)

@@ -13,7 +13,7 @@ from statecheck.statistics import exponentiated, extreme
 from statecheck.verdict import Absence, Measurement, Outcome, Series, Status, Where
 
 CANDIDATES = 64  # channels with the largest point estimates, among which a resample looks for its maximum
-FLOOR = 0.1  # of the group's RMS: a channel below it has no baseline of its own
+FLOOR = 0.3  # of the group's RMS: a channel below it has no baseline of its own
 STRESS_ROWS = 4  # of the constant-token and uniform streams
 
 
@@ -22,9 +22,9 @@ def diverges(evidence: Evidence) -> Outcome:
 
     R = median over documents of RMS over positions (T - W, T] / RMS over (T0 - W, T0], T0 = T_tr, T = 4 T_tr,
     W = T_tr / 8. `D1.growth`: the largest R of any head (or whole tensor) of any layer. `D1.channel`: the same ratio
-    of any single channel, energies pooled over documents, since explosions start in a few channels. `D1.silent`: layers
-    with no norm at all at T0. `D1.nonfinite`: 1 if any state or output becomes NaN or infinite; `where` has the first
-    position.
+    of any single channel, energies pooled over documents, since explosions start in a few channels (a baseline under
+    0.3 of its layer's RMS counts as that). `D1.silent`: layers with no norm at all at T0. `D1.nonfinite`: 1 if any
+    state or output becomes NaN or infinite; `where` has the first position.
 
     For any non-negative retention of at most 1 under stationary drive R is at most 4 in expectation (2 under zero-mean
     drive): a = .9999 gives 1.9 / 3.9 (zero-mean / constant drive), 1.0 2 / 4, 1.003 11 / 18, 1.01 2,090 / 2,261 at
@@ -85,7 +85,7 @@ def _parts(trace: Record) -> tuple[Array, list[Where]]:
 def _channels(trace: Record) -> tuple[Array, Array, list[Where]]:
     """Mean squares (n, channels) at the baseline and at the end, of the channels whose ratio could be the largest.
 
-    A baseline below a tenth of its group's RMS counts as a tenth: the ratio of a unit that is hardly ever written is
+    A baseline below 0.3 of its group's RMS counts as that: the ratio of a unit that is hardly ever written is
     noise until it shows beside the others.
     """
     first, last = [], []

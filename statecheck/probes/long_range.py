@@ -320,9 +320,9 @@ def _places(evidence: Evidence, length: int) -> list[int]:
 def _compared(evidence: Evidence, before: States, after: States, length: int, past: int) -> Reach:
     layers = {}
     for group in groups(evidence.facts):
-        unrelated, shared = (_between_halves(values(held, evidence.facts, group)) for held in (before, after))
-        scale = values(before, evidence.facts, group).square().mean().sqrt()
-        usable = unrelated > 1e-4 * scale  # a constant unit has no difference but rounding
+        then, now = (values(held, evidence.facts, group) for held in (before, after))
+        shared, unrelated = _between_halves(now), _unrelated(then, now)
+        usable = unrelated > 0
         if not bool(torch.isfinite(shared).all() & torch.isfinite(unrelated).all()):
             layers[group.component, group.layer] = float("nan")
         elif bool(usable.any()):
@@ -330,6 +330,19 @@ def _compared(evidence: Evidence, before: States, after: States, length: int, pa
         else:
             layers[group.component, group.layer] = 0.0
     return Reach(length, past, layers)
+
+
+def _unrelated(then: Tensor, now: Tensor) -> Tensor:
+    """RMS difference of unrelated documents, (D,): of the same pairs before the shared tokens, so that a linear unit
+    has exactly a^L; of other rows after them for units that had none before (a delay line that was not yet full).
+
+    0 for a unit without any but rounding.
+    """
+    pairs, half = _between_halves(then), len(now) // 2
+    others = (now[:half] - now[:half].roll(1, dims=0)).square().mean(dim=0).sqrt()
+    had = pairs > 1e-4 * then.square().mean().sqrt()
+    has = others > 1e-4 * now.square().mean().sqrt()
+    return torch.where(had, pairs, torch.where(has, others, 0.0))
 
 
 def _between_halves(h: Tensor) -> Tensor:

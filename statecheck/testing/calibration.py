@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from statecheck.adapters import wrap
@@ -107,7 +108,8 @@ def _names_layer(fault: Fault, planted: StatefulModel, report: Report, part: str
 
 
 def calibrate_cell(session: Session, cell: Cell) -> dict[str, Any]:
-    """A cell of kind "calibrate": its id is ARCHITECTURE/FAULT."""
+    """A cell of kind "calibrate": its id is ARCHITECTURE/FAULT. One thread: the models are tiny."""
+    torch.set_num_threads(1)
     architecture, _, fault = cell.id.partition("/")
     row = examine(architecture, fault, seed=session.plan.seed)
     lists = {"failed": list(row.failed), "missed": list(row.missed), "wolves": list(row.wolves)}

@@ -1,0 +1,88 @@
+"""Every fault planted in every architecture: its row fails and names the layer, no other row cries wolf."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from statecheck.errors import UsageError
+from statecheck.faults import ARCHITECTURES, FAULTS
+from statecheck.testing import check_model, plant
+from statecheck.testing.calibration import HEALTHY, examine, judged
+from statecheck.verdict import Status
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def test_the_table_and_the_models_agree() -> None:
+    assert tuple(HEALTHY) == ARCHITECTURES
+    assert all(fault.caught_by for name, fault in FAULTS.items() if name != "none")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_planted_fault_is_caught_and_no_other_row_cries_wolf(architecture: str, fault: str) -> None:
+    row = examine(architecture, fault)
+    assert not row.missed, f"{row.missed} did not fail, or did not name the layer; failed: {row.failed}"
+    assert not row.wolves, f"{row.wolves} failed without cause"
+    assert "ERROR" not in row.statuses.values()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_healthy_models_fail_nothing_and_pass_what_can_be_judged(architecture: str) -> None:
+    model, inputs = HEALTHY[architecture]()
+    report = check_model(model, inputs=inputs)
+    statuses = {row.id: row.status for row in report}
+    assert statuses.pop("extended") is Status.SKIP
+    single = {"S4", "D3", "coupling", "flow", "gradient-ratio"}
+    assert all(statuses.pop(id) is Status.NOT_APPLICABLE for id in single)
+    assert set(statuses.values()) == {Status.PASS}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_control_goes_the_way_of_the_faults_and_changes_no_verdict(architecture: str) -> None:
+    model, inputs = HEALTHY[architecture]()
+    plain, control = (check_model(m, inputs=inputs, only=["S1", "D1", "D4"]) for m in (model, plant(model, "none")))
+    for id in ("D1.growth", "D4.perplexity", "D4.reach"):
+        a, b = plain[id].measurements[0], control[id].measurements[0]
+        assert a.value == pytest.approx(b.value, rel=1e-4)
+
+
+#: Severities so small that nothing is wrong yet: a check that fires here fires always.
+HARMLESS = {
+    "retention-above-1": 1e-5,
+    "channel-explodes": 0.5,
+    "frozen": 1e-3,
+    "stuck": 1e-3,
+    "forgets-at-once": 1e-3,
+    "saturated": 0.0,
+    "dead": 0.0,
+    "nan-at-step-k": 10**6,
+    "reset-every-k": 10**6,
+    "non-deterministic": 1e-9,
+}
+
+
+@pytest.mark.parametrize(("fault", "severity"), HARMLESS.items())
+def test_a_fault_without_effect_fails_nothing(fault: str, severity: float) -> None:
+    row = examine("gru-filter", fault, severity=severity)
+    assert not row.failed
+
+
+@pytest.mark.parametrize("fault", ["dead", "frozen", "nan-at-step-k"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_first_layer_is_named_as_well_as_the_last(architecture: str, fault: str) -> None:
+    model, inputs = HEALTHY[architecture]()
+    planted = plant(model, fault, layer=0)
+    row = judged(architecture, FAULTS[fault], planted, check_model(planted, inputs=inputs))
+    assert not row.missed
+
+
+def test_unknown_names_are_refused_with_what_is_known() -> None:
+    with pytest.raises(UsageError, match="known are selective-counter"):
+        examine("nonsense", "dead")
+    with pytest.raises(UsageError, match="known are none, retention-above-1"):
+        examine("gru-filter", "nonsense")
