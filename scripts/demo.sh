@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 
 code, out = int(sys.argv[1]), Path(sys.argv[2])
-MEANINGS = {0: "the gate passed", 1: "the gate failed", 3: "neither: a check came out in between, or could not be judged"}
+MEANINGS = {0: "the gate passed", 1: "the gate failed", 3: "neither passed nor failed, as a check came out in between or could not be judged"}
 
 
 def fail(reason: str) -> None:

@@ -391,3 +391,34 @@ class Declines(nn.Module):
         self.read = 0 if states is None else int(states["read"][0])
         rest = None if states is None else {name: value for name, value in states.items() if name != "read"}
         self.inner.set_states(rest)  # type: ignore[operator]
+
+
+class TinyHybrid(nn.Module):
+    """Leaky counts of tokens beside an attention with a cache, and the position as a Python number."""
+
+    def __init__(self, vocabulary: int = 32, width: int = 16) -> None:
+        super().__init__()
+        self.attention = TinyTransformer(vocabulary, width)
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.retention = nn.Parameter(torch.linspace(0.9, 0.99, width))
+        self.head = nn.Linear(width, vocabulary)
+        self.h: Tensor | None = None
+        self.position = 0
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x, outputs = self.embedding(tokens), []
+        h = torch.zeros_like(x[:, 0]) if self.h is None else self.h
+        for x_t in x.unbind(1):
+            h = self.retention * h + x_t
+            outputs.append(h)
+        self.h, self.position = h, self.position + tokens.shape[1]
+        return self.head(torch.stack(outputs, 1)) + self.attention(tokens)
+
+    def get_states(self) -> dict[str, Any]:
+        if self.h is None:
+            return {}
+        return {"leak": self.h, "cache": self.attention.get_states(), "position": self.position}
+
+    def set_states(self, states: Mapping[str, Any] | None) -> None:
+        self.attention.set_states(None if states is None else states["cache"])
+        self.h, self.position = (None, 0) if states is None else (states["leak"], states["position"])

@@ -12,7 +12,7 @@ from statecheck import dynamics, states
 from statecheck.dynamics import Array
 from statecheck.errors import CapabilityMissing
 from statecheck.probes.contract import Evidence
-from statecheck.protocol import Capability, StatefulModel, States
+from statecheck.protocol import Capability, StatefulModel, StateKind, States
 from statecheck.recording import Group, Record, groups, units, walk
 from statecheck.statistics import extreme
 from statecheck.verdict import Absence, Measurement, Outcome, Status
@@ -97,10 +97,10 @@ def _retention_or_absence(evidence: Evidence, rows: int) -> tuple[list[Kept], tu
         return [], tuple(
             Absence(name, Status.SKIP, f"retention is measured by a transplant: {error}") for name in names
         )
-    snapshot, tokens = _snapshot(evidence, rows)
-    if states.nonfinite(snapshot):
+    transplants = [Transplant.of(evidence, own, tokens) for own, tokens in _snapshots(evidence, rows)]
+    if any(states.nonfinite(one.own) for one in transplants):
         return [], tuple(Absence(n, Status.INCONCLUSIVE, "states are not finite: see D1.nonfinite") for n in names)
-    kept = [item for group in groups(evidence.facts) if (item := _retained(evidence, group, snapshot, tokens))]
+    kept = [item for group in groups(evidence.facts) if (item := _retained(evidence, group, transplants))]
     known = [item for item in kept if not np.isnan(item.retention).all()]
     if not known:
         reason = "no two documents have different states, so nothing can be transplanted: see D2.frozen"
@@ -108,40 +108,64 @@ def _retention_or_absence(evidence: Evidence, rows: int) -> tuple[list[Kept], tu
     return known, ()
 
 
-def _snapshot(evidence: Evidence, rows: int) -> tuple[States, Tensor]:
-    """At least `rows` states from different documents and positions up to T_tr, and the token that follows each."""
-    length = evidence.training_length
+def _snapshots(evidence: Evidence, rows: int) -> list[tuple[States, Tensor]]:
+    """At least `rows` states from different documents and positions up to T_tr, and the token that follows each.
+
+    One batch, but for a model whose states speak of the position, as a cache does: then one for each position.
+    """
+    length = max(1, evidence.training_length - 1)
     inputs = evidence.streams(length + 1, name="D2.retention")
     looks = -(-rows // len(inputs))
     first = max(1, length // 2)
     stops = sorted({first + round(i * (length - first) / max(1, looks - 1)) for i in range(looks)})
-    taken, tokens = [], []
-    for position, held, _ in walk(evidence.model, inputs, stops):
-        taken.append(held)
-        tokens.append(inputs[:, position : position + 1])
-    return states.concatenate(taken), torch.cat(tokens)
+    taken = [(held, inputs[:, at : at + 1]) for at, held, _ in walk(evidence.model, inputs, stops)]
+    if any(state.time_axis is not None or not _stackable(state.kind) for state in evidence.facts.states.values()):
+        return taken
+    return [(states.concatenate([held for held, _ in taken]), torch.cat([tokens for _, tokens in taken]))]
 
 
-def _retained(evidence: Evidence, group: Group, own: States, tokens: Tensor) -> Kept | None:
-    """Retention of a group; None if its states hold no memory of their own."""
-    n = len(tokens)
-    donors = torch.from_numpy(evidence.generator("D2.donors").permutation(n)).roll(1)
-    foreign = states.rows(own, donors)
-    baseline = _step(evidence.model, tokens, own)
-    tables, diagonal = [], True
-    for name in group.names:
-        recurrence = evidence.facts.states[name].recurrence
-        if recurrence == "derived":
-            continue
-        swapped = states.replace(own, foreign, [name])  # a normaliser stays: both are divided by their own
-        after = _step(evidence.model, tokens, swapped)
-        h, k, h2, k2 = (_flat(evidence, held, name) for held in (own, swapped, baseline, after))
-        if (recurrence or _found_recurrence(evidence, tokens, own, foreign, name, h2)) == "diagonal":
-            tables.append(dynamics.retention(h, k, h2, k2))
-        else:
-            tables.append(dynamics.dense_retention(h, k, h2, k2))
-            diagonal = False
-    return Kept(group, np.concatenate(tables, axis=1), diagonal) if tables else None
+def _stackable(kind: StateKind) -> bool:
+    return kind.recurrent or kind in (StateKind.CONV, StateKind.NORMALISER)
+
+
+@dataclass(frozen=True)
+class Transplant:
+    """Rows of states `own`, those of other documents `foreign`, and what one step on `tokens` makes of `own`."""
+
+    evidence: Evidence
+    own: States
+    foreign: States
+    tokens: Tensor
+    after: States
+
+    @staticmethod
+    def of(evidence: Evidence, own: States, tokens: Tensor) -> Transplant:
+        """The donors are a seeded permutation."""
+        donors = torch.from_numpy(evidence.generator("D2.donors").permutation(len(tokens))).roll(1)
+        return Transplant(evidence, own, states.rows(own, donors), tokens, _step(evidence.model, tokens, own))
+
+    def retention(self, name: str, *, diagonal: bool) -> Array:
+        """What the state `name` keeps of a difference: a unit where it is diagonal, as a whole where units mix."""
+        swapped = states.replace(self.own, self.foreign, [name])  # a normaliser stays: both are divided by their own
+        after = _step(self.evidence.model, self.tokens, swapped)
+        h, k, h2, k2 = (self.units(held, name) for held in (self.own, swapped, self.after, after))
+        return dynamics.retention(h, k, h2, k2) if diagonal else dynamics.dense_retention(h, k, h2, k2)
+
+    def is_diagonal(self, name: str) -> bool:
+        """Found by trying: with every second unit transplanted, do the other units' next values change?"""
+        value, other = self.own[name], self.foreign[name]
+        swapped = (torch.arange(value[0].numel(), device=value.device) % 2 == 0).view(value.shape[1:])
+        mixed = _step(self.evidence.model, self.tokens, {**self.own, name: torch.where(swapped, other, value)})
+        moved = np.abs(self.units(mixed, name) - self.units(self.after, name))
+        plain = replace(self.evidence.facts.states[name], normaliser=None)
+        chosen = units({name: swapped[None]}, name, plain)[0].numpy(force=True) > 0  # in the order of the units
+        if not chosen.any() or chosen.all():
+            return True
+        return not moved[:, ~chosen].max() > 1e-3 * moved[:, chosen].max()
+
+    def units(self, held: States, name: str) -> Array:
+        """The state `name` in `held` as (rows, units)."""
+        return units(held, name, self.evidence.facts.states[name]).numpy(force=True)
 
 
 def _step(model: StatefulModel, tokens: Tensor, held: States) -> States:
@@ -150,21 +174,21 @@ def _step(model: StatefulModel, tokens: Tensor, held: States) -> States:
     return model.get_states()
 
 
-def _flat(evidence: Evidence, held: States, name: str) -> Array:
-    return units(held, name, evidence.facts.states[name]).numpy(force=True)
-
-
-def _found_recurrence(evidence: Evidence, tokens: Tensor, own: States, foreign: States, name: str, after: Array) -> str:
-    """Found by trying: with every second unit transplanted, do the other units' next values change?"""
-    value, other = own[name], foreign[name]
-    swapped = (torch.arange(value[0].numel(), device=value.device) % 2 == 0).view(value.shape[1:])
-    mixed = {**own, name: torch.where(swapped, other, value)}
-    moved = np.abs(_flat(evidence, _step(evidence.model, tokens, mixed), name) - after)
-    plain = replace(evidence.facts.states[name], normaliser=None)
-    chosen = units({name: swapped[None]}, name, plain)[0].numpy(force=True) > 0  # in the order of the units
-    if not chosen.any() or chosen.all():
-        return "diagonal"
-    return "dense" if moved[:, ~chosen].max() > 1e-3 * moved[:, chosen].max() else "diagonal"
+def _retained(evidence: Evidence, group: Group, transplants: list[Transplant]) -> Kept | None:
+    """Retention of a group; None if its states hold no memory of their own."""
+    said = {name: evidence.facts.states[name].recurrence for name in group.names}
+    diagonal = {
+        name: transplants[0].is_diagonal(name) if recurrence is None else recurrence == "diagonal"
+        for name, recurrence in said.items()
+        if recurrence != "derived"
+    }
+    if not diagonal:
+        return None
+    tables = [
+        np.concatenate([one.retention(name, diagonal=known) for name, known in diagonal.items()], axis=1)
+        for one in transplants
+    ]
+    return Kept(group, np.concatenate(tables), all(diagonal.values()))
 
 
 def _selection(evidence: Evidence, kept: list[Kept], spread: float) -> Measurement | Absence:

@@ -168,13 +168,13 @@ def _judged_losses(
 
     def ratios(index: np.ndarray) -> Array:
         """Logarithms of r(L)."""
-        means = table[index].mean(axis=1) if tokens else np.log(table[index].mean(axis=1))
+        means = table[index].mean(axis=1) if tokens else _log(table[index].mean(axis=1))
         return means - means[:, :1]
 
     everyone = ratios(np.arange(len(table))[None])[0]
     worst = int(everyone[1:].argmax()) + 1
     estimate = extreme(lambda i: ratios(i)[:, 1:], len(table), evidence.generator("D4.perplexity"))
-    gains = short - long if tokens else np.log(short) - np.log(long)
+    gains = short - long if tokens else _log(short) - _log(long)
     benefit = mean_t(gains, evidence.generator("D4.benefit"))
     note = f"context of {lengths[ends[1]]} against {lengths[ends[0]]} tokens"
     measurements = (
@@ -188,6 +188,11 @@ def _judged_losses(
     return Outcome(
         measurements, shown=shown, series=(_curve(evidence, ratios, everyone, lengths, len(table)),), notes=notes
     )
+
+
+def _log(errors: Array) -> Array:
+    """Logarithms; of no error at all, that of the smallest number."""
+    return np.log(np.maximum(errors, np.finfo(float).tiny))
 
 
 def _mean(losses: Array, blocks: Index) -> Array:
