@@ -59,7 +59,8 @@ outputs: setup  ## run the demo and the culprit matrix anew, and write all that 
 	$(BIN)/python scripts/paste_outputs.py
 	$(BIN)/python scripts/make_item_pages.py
 
-outputs-check: demo  ## fail if the demo or the culprit matrix do not print what the pages show
+outputs-check: setup  ## fail if the demo (run before, or now) or the culprit matrix do not print what the pages show
+	@test -e statecheck-runs/demo/report.json || VENV=$(VENV) scripts/demo.sh
 	$(BIN)/python scripts/paste_outputs.py --check
 
 wheel: setup  ## build the wheel and prove that it works from another directory

@@ -73,7 +73,7 @@ class Trace:
         """Pictures by file name: RMS against position, layer x position as a heat map, cosine against lag."""
         curves = self.series()
         rms = [s for s in curves if s.name == "state RMS"]
-        drawn = {"state-rms.png": plots.lines(f"State RMS of {self.title}", rms)}
+        drawn = {"state-rms.png": plots.lines(f"State RMS of {self.title}", rms)} if rms else {}
         if len(rms) > 1:
             drawn["state-rms-by-layer.png"] = plots.layer_map("state RMS", rms)
         if self.cosines:

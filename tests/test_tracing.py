@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from models import TinyTransformer
 from torch import Tensor
 
 import statecheck as sc
@@ -132,3 +134,25 @@ def test_a_model_that_can_only_be_observed_is_traced() -> None:
 def test_too_little_input_is_refused() -> None:
     with pytest.raises(InputRefused, match="at least 16"):
         sc.trace(lstm(), torch.randn(2, 10, 4), every=16)
+
+
+def test_no_tensors_pile_up_over_65536_elements() -> None:
+    """Tensors alive between pieces, at 4,096 and at 65,536 elements: the ring of lags is full long before."""
+    alive = []
+
+    def counted() -> Iterator[Tensor]:
+        for piece in range(65_536 // 64):
+            if piece in (64, 1023):
+                gc.collect()
+                alive.append(sum(issubclass(type(one), Tensor) for one in gc.get_objects()))
+            yield torch.zeros(1, 64, 4)
+
+    model = sc.wrap(torch.nn.GRU(4, 8, batch_first=True))
+    assert trace(model, counted(), every=64, points=32).length == 65_536
+    assert alive[1] <= alive[0] + 2
+
+
+def test_a_model_without_recurrent_states_has_no_lines() -> None:
+    found = sc.trace(sc.wrap(TinyTransformer()), torch.zeros(2, 64, dtype=torch.long))
+    assert found.observations == ()
+    assert found.plot() == {}
