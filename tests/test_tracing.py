@@ -80,7 +80,7 @@ def peak(pieces: int) -> int:
 def test_memory_does_not_grow_with_the_length() -> None:
     """What Python holds (tables, records) at 8 times the length; tensors are freed piece by piece."""
     peak(20)  # first use: imports and caches
-    assert peak(640) < 1.3 * peak(80) + 50_000
+    assert peak(320) < 1.3 * peak(40) + 50_000
 
 
 def test_observations_are_thinned_and_stay_evenly_spaced() -> None:

@@ -36,6 +36,9 @@ class Forgiving:
             self._stream.flush()
         except BrokenPipeError:
             self._close()
+        except OSError:
+            self._close()  # what is buffered can't be written, and must not be tried again when Python ends: exit 120
+            raise
 
     def _close(self) -> None:
         """Point the descriptor at nothing: what is buffered, and what others print, goes there too."""
