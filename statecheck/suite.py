@@ -262,15 +262,13 @@ def _reason(m: Measurement, criterion: Criterion, status: Status) -> str:
 
 def _holm(parts: Sequence[Verdict]) -> list[Verdict]:
     """Holm's correction over all parts that could fail on an interval; a FAIL that does not survive is INCONCLUSIVE."""
+    from statecheck.statistics import holm  # scipy: only where something is judged
+
     family = [i for i, part in enumerate(parts) if part.measurements and part.criteria[0].fails and _spread(part)]
     corrected = list(parts)
-    for rank, index in enumerate(sorted(family, key=lambda i: parts[i].p_value)):
-        part = parts[index]
-        level = ALPHA / (len(family) - rank)
-        if part.p_value > level * (1 + 1e-9):
-            for later in sorted(family, key=lambda i: parts[i].p_value)[rank:]:
-                corrected[later] = _withdrawn(parts[later], len(family))
-            break
+    for index, p_value in zip(family, holm([parts[i].p_value for i in family]), strict=True):
+        if p_value > ALPHA * (1 + 1e-9):
+            corrected[index] = _withdrawn(parts[index], len(family))
     return corrected
 
 
