@@ -9,24 +9,31 @@ from torch import Tensor
 from torch.nn import functional
 
 from statecheck_reference.corpus import read_texts
-from statecheck_reference.lstm import LSTMLanguageModel
+from statecheck_reference.models import LanguageModel
 
 Windows = Sequence[tuple[Tensor, Tensor]]  # (inputs, targets), both (rows, window) int64
 
 
-def evaluate(model: LSTMLanguageModel, windows: Windows) -> float:
+def evaluate(model: LanguageModel, windows: Windows) -> float:
     """Mean loss in nats a token over `windows`, from a fresh state carried from one to the next.
 
     The model's own states and mode are left as they were.
     """
+    loss, _ = evaluate_with_states(model, windows)
+    return loss
+
+
+def evaluate_with_states(model: LanguageModel, windows: Windows) -> tuple[float, dict[str, Tensor]]:
+    """As `evaluate`; and the states after the last window."""
     kept, training = model.get_states(), model.training
     model.set_states(None)
     model.eval()
     with torch.no_grad():
         total = sum(_total_loss(model(inputs), targets) for inputs, targets in windows)
+        states = model.get_states()
     model.set_states(kept)
     model.train(training)
-    return total / sum(targets.numel() for _, targets in windows)
+    return total / sum(targets.numel() for _, targets in windows), states
 
 
 def _total_loss(logits: Tensor, targets: Tensor) -> float:

@@ -12,20 +12,20 @@ from statecheck.atomic import atomic_write_bytes
 from statecheck_reference.checkpointing import load_checkpoint, weights_digest
 from statecheck_reference.corpus import Corpus, corpus_tokenizer, open_corpus, unigram_entropies
 from statecheck_reference.evaluation import evaluate, text_windows
-from statecheck_reference.lstm import LSTMConfig, LSTMLanguageModel
+from statecheck_reference.models import MODELS, Architecture, LanguageModel
 from statecheck_reference.settings import TrainingSettings
 from statecheck_reference.tokenizer import load_tokenizer
 from statecheck_reference.train import LOG, THROUGHPUT
 from statecheck_reference.training_log import read_log
 
-MODEL = "reference-lstm"
 WEIGHTS, CONFIG, TOKENIZER, RECORD = "model.safetensors", "config.json", "tokenizer.json", "training.json"
 EVALUATION_LENGTH = 1_024  # tokens of each document of the bundled text
 
 
-def export(work: Path, out: Path, text: Path) -> dict[str, Any]:
-    """Write the shipped folder `out` from the last checkpoint in `work`; return the training record.
+def export(work: Path, out: Path | None, text: Path) -> dict[str, Any]:
+    """Write the folder that ships from the last checkpoint in `work`; return the training record.
 
+    It is `out`, or the one where the model that was trained ships.
     The loss on the documents in `text` is measured on the file as written, and recorded. Raises FileNotFoundError if
     `work` holds no checkpoint or corpus.
     """
@@ -33,20 +33,21 @@ def export(work: Path, out: Path, text: Path) -> dict[str, Any]:
     if checkpoint is None:
         raise FileNotFoundError(f"export: expected a training run, found no checkpoint in {work}")
     settings = TrainingSettings(**json.loads(checkpoint["settings"]))
+    model = settings.architecture
+    out = out or model.folder
     out.mkdir(parents=True, exist_ok=True)
-    header = {"statecheck.model": MODEL, "statecheck.config": json.dumps(settings.config.to_dict())}
+    header = {"statecheck.model": model.registered, "statecheck.config": json.dumps(settings.shape)}
     atomic_write_bytes(out / WEIGHTS, save(checkpoint["weights"], metadata=header))
     atomic_write_bytes(out / LOG, (work / LOG).read_bytes()[: checkpoint["log_bytes"]])
     corpus = open_corpus(work / "corpus")
     atomic_write_bytes(out / TOKENIZER, corpus_tokenizer(corpus).to_str(pretty=True).encode())
     config = {
-        "model": MODEL,
-        "config": settings.config.to_dict(),
+        "model": model.registered,
+        "config": settings.shape,
         "training_length": settings.window,
         "tokenizer": TOKENIZER,
         "training_log": LOG,
-        "components": {"lstm": ["layers.*"]},
-        "selective": True,
+        **model.declaration(),
     }
     atomic_write_bytes(out / CONFIG, _json(config))
     record = {**_training_record(checkpoint, settings, corpus, work, out), **evaluate_shipped(out, text)}
@@ -54,24 +55,35 @@ def export(work: Path, out: Path, text: Path) -> dict[str, Any]:
     return record
 
 
-def load_shipped(folder: Path) -> LSTMLanguageModel:
+def load_shipped(folder: Path) -> LanguageModel:
     """The model in a shipped folder, built from the config in the header of its weights.
 
-    Raises FileNotFoundError if there is none, ValueError if the header names another model or the weights don't fit.
+    Raises FileNotFoundError if there is none, ValueError if the header names no model of this package or the weights
+    don't fit.
     """
     path = folder / WEIGHTS
     if not path.is_file():
         raise FileNotFoundError(f"model: expected {WEIGHTS} in {folder}, found none")
     with safe_open(path, framework="pt") as file:
         header = file.metadata() or {}
-    if header.get("statecheck.model") != MODEL:
-        raise ValueError(f"model: expected {MODEL} in the header of {path}, found {header.get('statecheck.model')}")
-    model = LSTMLanguageModel(LSTMConfig.from_mapping(json.loads(header["statecheck.config"])))
+    model = _named(header.get("statecheck.model"), path).build(json.loads(header["statecheck.config"]))
     try:
         model.load_state_dict(load_file(path))
     except RuntimeError as error:
         raise ValueError(f"model: the weights in {path} don't fit its config ({error})") from error
     return model.eval()
+
+
+def components_shipped(folder: Path) -> list[str]:
+    """The names of the components that a shipped folder declares, in its order."""
+    return list(json.loads((folder / CONFIG).read_text())["components"])
+
+
+def _named(registered: str | None, path: Path) -> Architecture:
+    known = {model.registered: model for model in MODELS.values()}
+    if registered not in known:
+        raise ValueError(f"model: expected one of {', '.join(known)} in the header of {path}, found {registered}")
+    return known[registered]
 
 
 def evaluate_shipped(folder: Path, text: Path) -> dict[str, Any]:
@@ -92,7 +104,7 @@ def _training_record(
     best = min(validated, key=lambda step: validated[step])
     clock = read_log(work / THROUGHPUT)
     return {
-        "model": MODEL,
+        "model": settings.architecture.registered,
         "command": _command(settings, checkpoint["threads"]),
         "seed": settings.seed,
         "steps": checkpoint["step"],
@@ -118,13 +130,15 @@ def _training_record(
 
 
 def _command(settings: TrainingSettings, threads: int) -> str:
-    default = TrainingSettings().to_dict()
-    always = ("steps", "batch", "window", "seed")
+    always = ("model", "steps", "batch", "window", "seed")
+    default = TrainingSettings(settings.model).to_dict()
     options = [
         f"--{name.replace('_', '-')} {value}"
         for name, value in settings.to_dict().items()
-        if name in always or value != default[name]
+        if not isinstance(value, dict) and (name in always or value != default[name])
     ]
+    options += [f"--shape {key}={size}" for key, size in settings.shape.items() if size != default["shape"][key]]
+    options += [f"--component-rate {name}={rate}" for name, rate in settings.component_rates.items()]
     return f"statecheck-reference train --data FOLDER --out WORKDIR {' '.join(options)} --threads {threads}"
 
 

@@ -1,10 +1,13 @@
 """The settings of a training run: with the corpus and the number of threads, all that its result depends on."""
 
 import math
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from statecheck_reference.lstm import LSTMConfig
+from statecheck_reference.models import Architecture, Shape, architecture
+
+MAY_BE_ZERO = ("seed", "warm_up", "weight_decay", "final_rate")
 
 
 @dataclass(frozen=True)
@@ -12,15 +15,22 @@ class TrainingSettings:
     """Truncated back-propagation through time with AdamW; see `docs/reference_lstm.md` for the reasons.
 
     Counts are in steps; `window` (back-propagation length) and `validation_length` in tokens; `passage_windows` is how
-    many windows a row reads before its state is cleared.
+    many windows a row reads before its state is cleared. `shape` is the model's config; what it leaves out is completed
+    from the shipped model's. `component_rates` multiplies the learning rate of a component's parameters; 0 freezes it.
+
+    >>> TrainingSettings(shape={"width": 32}).shape
+    {'vocabulary': 4096, 'width': 32, 'layers': 2}
     """
 
+    model: str = "lstm"
+    shape: Shape = field(default_factory=dict)
     steps: int = 10_000
     batch: int = 8
     window: int = 256
     passage_windows: int = 16
     seed: int = 0
     peak_rate: float = 3e-3
+    component_rates: Mapping[str, float] = field(default_factory=dict)
     final_rate: float = 0.1  # as a share of the peak
     warm_up: int = 200
     weight_decay: float = 0.01
@@ -30,15 +40,13 @@ class TrainingSettings:
     checkpoint_every: int = 250
     validation_rows: int = 16
     validation_length: int = 2_048
-    vocabulary: int = 4_096
-    width: int = 224
-    layers: int = 2
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name not in ("seed", "warm_up", "weight_decay", "final_rate") and value <= 0:
-                raise ValueError(f"{field.name}: expected more than 0, found {value}")
+        object.__setattr__(self, "shape", self.architecture.complete(self.shape))  # the class is frozen from here on
+        for one in fields(self):
+            value = getattr(self, one.name)
+            if isinstance(value, (int, float)) and one.name not in MAY_BE_ZERO and not value > 0:
+                raise ValueError(f"{one.name}: expected more than 0, found {value}")
         for name in ("validate_every", "checkpoint_every"):
             if getattr(self, name) % self.log_every:
                 raise ValueError(
@@ -48,11 +56,25 @@ class TrainingSettings:
             raise ValueError(
                 f"validation_length: expected a multiple of window = {self.window}, found {self.validation_length}"
             )
+        if self.validation_rows < 2:
+            raise ValueError("validation_rows: expected at least 2, found 1; health compares the states of documents")
+        self._check_component_rates()
+
+    def _check_component_rates(self) -> None:
+        known = [name for name, facts in self.architecture.components.items() if facts.parameters]
+        for name, rate in self.component_rates.items():
+            if name not in known:
+                raise ValueError(
+                    f"component_rates: expected components of {self.model} that name their parameters "
+                    f"({', '.join(known) or 'it has none'}), found {name!r}"
+                )
+            if not 0 <= rate < math.inf:
+                raise ValueError(f"component_rates[{name!r}]: expected a number from 0 up, found {rate}")
 
     @property
-    def config(self) -> LSTMConfig:
-        """The shape of the model."""
-        return LSTMConfig(self.vocabulary, self.width, self.layers)
+    def architecture(self) -> Architecture:
+        """The row of the table of models that `model` names."""
+        return architecture(self.model)
 
     def rate(self, step: int) -> float:
         """The learning rate of `step`, counted from 1: linear warm-up, then half a cosine down to the final share.

@@ -1,4 +1,4 @@
-"""Training of the reference LSTM: seeded, and resumable after a kill at any moment with the very same result.
+"""Training of a reference model: seeded, and resumable after a kill at any moment with the very same result.
 
 What a step reads is a function of (seed, step). A checkpoint holds everything else that the next step depends on: the
 weights, the optimiser, the carried states, the random generator, and how far the log reaches. A run that is killed and
@@ -9,19 +9,21 @@ same machine with the same number of threads.
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
+from statecheck_reference import diagnostics
 from statecheck_reference.checkpointing import held, load_checkpoint, save_checkpoint
 from statecheck_reference.corpus import Corpus
-from statecheck_reference.evaluation import Windows, evaluate
-from statecheck_reference.lstm import LSTMLanguageModel
+from statecheck_reference.evaluation import Windows, evaluate_with_states
+from statecheck_reference.models import LanguageModel
+from statecheck_reference.optimiser import make_optimiser, set_rate
 from statecheck_reference.settings import TrainingSettings
 from statecheck_reference.streams import Batch, PassageStreams, validation_windows
 from statecheck_reference.training_log import TrainingLog, significant
@@ -40,10 +42,14 @@ class Run:
 
     settings: TrainingSettings
     folder: Path
-    model: LSTMLanguageModel
+    model: LanguageModel
     optimizer: torch.optim.Optimizer
     log: TrainingLog
     step: int = 0
+
+    def due(self, every: int) -> bool:
+        """True if something that happens every so many steps, and at the end, is to happen now."""
+        return self.step % every == 0 or self.step == self.settings.steps
 
 
 def train(
@@ -53,7 +59,7 @@ def train(
     *,
     report: Callable[[int, Row | None], None] = lambda step, row: None,
     warn: Callable[[str], None] = print,
-) -> LSTMLanguageModel:
+) -> LanguageModel:
     """Train until `settings.steps`, or go on where an earlier call in `folder` stopped; return the trained model.
 
     `report(step, row)` is called after every step, with the log's row where there is one; `warn(line)` once if the
@@ -82,8 +88,8 @@ def train(
 
 def _begin_or_resume(settings: TrainingSettings, corpus: Corpus, folder: Path, warn: Callable[[str], None]) -> Run:
     torch.manual_seed(settings.seed)
-    model = LSTMLanguageModel(settings.config)
-    optimizer = _optimizer(model, settings)
+    model = settings.architecture.build(settings.shape)
+    optimizer = make_optimiser(model, settings)
     checkpoint = load_checkpoint(folder)
     if checkpoint is None:
         return Run(settings, folder, model, optimizer, TrainingLog(folder / LOG))
@@ -102,8 +108,9 @@ def _begin_or_resume(settings: TrainingSettings, corpus: Corpus, folder: Path, w
 
 
 def _refuse_another_run(checkpoint: Row, settings: TrainingSettings, digest: str) -> None:
-    then, now = json.loads(checkpoint["settings"]), settings.to_dict()
-    changed = [f"{name} {then.get(name)} -> {now[name]}" for name in now if then.get(name) != now[name]]
+    then, now = _flat(json.loads(checkpoint["settings"])), _flat(settings.to_dict())
+    names = sorted(then.keys() | now.keys())
+    changed = [f"{name} {then.get(name)} -> {now.get(name)}" for name in names if then.get(name) != now.get(name)]
     if checkpoint["corpus"] != digest:
         changed.append(f"corpus {checkpoint['corpus'][:12]} -> {digest[:12]}")
     if changed:
@@ -113,14 +120,12 @@ def _refuse_another_run(checkpoint: Row, settings: TrainingSettings, digest: str
         )
 
 
-def _optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
-    """AdamW; matrices decay, biases don't."""
-    parameters = list(model.parameters())
-    groups: list[dict[str, Any]] = [
-        {"params": [parameter for parameter in parameters if parameter.dim() > 1]},
-        {"params": [parameter for parameter in parameters if parameter.dim() < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.peak_rate, betas=(0.9, 0.99), weight_decay=settings.weight_decay)
+def _flat(settings: Row) -> Row:
+    """Settings with the entries of their tables side by side with the others: shape.width, component_rates.rwkv."""
+    flat: Row = {}
+    for name, value in settings.items():
+        flat |= {f"{name}.{key}": one for key, one in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def _run_to_the_end(
@@ -132,76 +137,98 @@ def _run_to_the_end(
 ) -> None:
     settings = run.settings
     if run.step == 0:
-        first = {"step": 0, **_untrained_output(run.model, streams.batch_at(0)), **_validation(run.model, windows)}
+        first = {"step": 0, **_untrained_output(run.model, streams.batch_at(0)), **_validation(run, windows)}
         run.log.append(first)
         report(0, first)
     losses: list[float] = []
     norms: list[float] = []
     began = time.perf_counter()
     while run.step < settings.steps:
-        loss, norm, by_component = _step(run, streams.batch_at(run.step))
-        run.step += 1
+        loss, norm, details = _step(run, streams.batch_at(run.step))
         losses.append(loss)
         norms.append(norm)
         row: Row | None = None
-        if run.step % settings.log_every == 0 or run.step == settings.steps:
-            row = _training_row(run, losses, norms, by_component)
-            if run.step % settings.validate_every == 0 or run.step == settings.steps:
-                row.update(_validation(run.model, windows))
+        if run.due(settings.log_every):
+            row = {**_training_row(run, losses, norms), **details}
+            if run.due(settings.validate_every):
+                row.update(_validation(run, windows))
             run.log.append(row)
             _write_throughput(run, len(losses), time.perf_counter() - began)
             losses, norms, began = [], [], time.perf_counter()
-        if run.step % settings.checkpoint_every == 0 or run.step == settings.steps:
+        if run.due(settings.checkpoint_every):
             _checkpoint(run, digest)
         report(run.step, row)
 
 
-def _step(run: Run, batch: Batch) -> tuple[float, float, dict[str, float]]:
-    """One update; the loss, the norm of the gradient before clipping, and that of each component."""
-    model, settings = run.model, run.settings
-    for group in run.optimizer.param_groups:
-        group["lr"] = settings.rate(run.step + 1)
+def _step(run: Run, batch: Batch) -> tuple[float, float, Row]:
+    """One update; the loss, the norm of the gradient before clipping, and at the steps that are logged the details."""
+    run.step += 1
+    set_rate(run.optimizer, run.settings.rate(run.step))
+    loss = _backward(run, batch)
+    if not run.due(run.settings.log_every):
+        return loss, _update(run, loss), {}
+    parts = diagnostics.parts_of(run.model, run.settings.architecture)
+    details = {"gradient_norms": diagnostics.gradient_norms(parts), "gates": diagnostics.gates(run.model)}
+    before = diagnostics.values_of(parts)
+    norm = _update(run, loss)
+    details["relative_updates"] = diagnostics.relative_updates(parts, before)
+    return loss, norm, {name: _significant(values) for name, values in details.items() if values}
+
+
+def _backward(run: Run, batch: Batch) -> float:
+    """The loss on `batch`, and its gradient with respect to the parameters."""
     # Back-propagation is cut at the window's edge; rows that begin a passage forget the one before.
-    kept = (~batch.fresh).to(model.output_bias.dtype).unsqueeze(1)  # (B, 1)
-    model.set_states({name: state.detach() * kept for name, state in model.get_states().items()})
-    loss = functional.cross_entropy(model(batch.inputs).flatten(0, 1), batch.targets.flatten())
+    held = {} if bool(batch.fresh.all()) else run.model.get_states()  # a cache forgets by being dropped, not by zeros
+    states = {name: _without(state.detach(), batch.fresh) for name, state in held.items()}
+    run.model.set_states(states or None)
+    loss = functional.cross_entropy(run.model(batch.inputs).flatten(0, 1), batch.targets.flatten())
     run.optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    by_component = _gradient_norms(model)
-    norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip).item()
-    if not (math.isfinite(loss.item()) and math.isfinite(norm)):
+    return loss.item()
+
+
+def _without(state: Tensor, rows: Tensor) -> Tensor:
+    """`state` (B, ...) with zeros in the `rows` (B) that are True."""
+    kept = (~rows).to(state.dtype).view(-1, *[1] * (state.dim() - 1))  # (B, 1, ...)
+    return state * kept
+
+
+def _update(run: Run, loss: float) -> float:
+    """Clip, check and apply the gradient; its norm before clipping."""
+    norm = nn.utils.clip_grad_norm_(run.model.parameters(), run.settings.clip).item()
+    if not (math.isfinite(loss) and math.isfinite(norm)):
         raise TrainingDiverged(
-            f"step {run.step + 1}: the loss is {loss.item()} and the gradient norm {norm}; "
-            f"try a lower --peak-rate than {settings.peak_rate}"
+            f"step {run.step}: the loss is {loss} and the gradient norm {norm}; "
+            f"try a lower --peak-rate than {run.settings.peak_rate}"
         )
     run.optimizer.step()
-    return loss.item(), norm, by_component
+    return norm
 
 
-def _gradient_norms(model: LSTMLanguageModel) -> dict[str, float]:
-    parts = {"embedding": model.embedding, **{f"layers.{index}": layer for index, layer in enumerate(model.layers)}}
-    return {
-        name: float(torch.stack([p.grad.norm() for p in part.parameters() if p.grad is not None]).norm())
-        for name, part in parts.items()
-    }
-
-
-def _training_row(run: Run, losses: list[float], norms: list[float], by_component: dict[str, float]) -> Row:
+def _training_row(run: Run, losses: list[float], norms: list[float]) -> Row:
     return {
         "step": run.step,
         "train_loss": significant(sum(losses) / len(losses)),
         "lr": significant(run.settings.rate(run.step)),
         "gradient_norm": significant(sum(norms) / len(norms)),
-        "gradient_norms": {name: significant(norm) for name, norm in by_component.items()},
     }
 
 
-def _validation(model: LSTMLanguageModel, windows: Windows) -> Row:
-    loss = evaluate(model, windows)
-    return {"validation_loss": significant(loss), "perplexity": significant(math.exp(loss))}
+def _validation(run: Run, windows: Windows) -> Row:
+    loss, states = evaluate_with_states(run.model, windows)
+    return {
+        "validation_loss": significant(loss),
+        "perplexity": significant(math.exp(loss)),
+        "state_rms": _significant(diagnostics.state_rms(states)),
+        "health": _significant(diagnostics.health(run.model, run.settings.architecture, windows)),
+    }
 
 
-def _untrained_output(model: LSTMLanguageModel, batch: Batch) -> Row:
+def _significant(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: significant(value) for name, value in values.items()}
+
+
+def _untrained_output(model: LanguageModel, batch: Batch) -> Row:
     """An untrained model should be undecided: the mean entropy of its output against log V, its largest value."""
     with torch.no_grad():
         log_shares = model(batch.inputs).log_softmax(-1)  # (B, T, V)

@@ -2,11 +2,14 @@
 
 Rows: step 0 (the untrained model: `output_entropy` against `log_vocabulary`, validation), then every `log_every` steps
 
-    {"step": 10, "train_loss": 7.9, "lr": 1e-4, "gradient_norm": 0.8, "gradient_norms": {...}}
+    {"step": 10, "train_loss": 7.9, "lr": 1e-4, "gradient_norm": 0.8, "gradient_norms": {...}, ...}
 
-with `validation_loss` and `perplexity` at the steps that validate. Losses in nats a token; `train_loss` and
-`gradient_norm` (before clipping) are means over the steps since the row before; `gradient_norms` are those of the last
-step, by component. No clock time is written here: two runs with the same settings give the same bytes.
+with `validation_loss`, `perplexity`, `state_rms` and `health` at the steps that validate. Losses in nats a token;
+`train_loss` and `gradient_norm` (before clipping) are means over the steps since the row before. Of the last step, by
+component where there are several (else by layer): `gradient_norms`, before clipping, and `relative_updates`, the RMS of
+the optimiser's step over the RMS of the parameters before it; `gates`, the mean of each layer's fusion gate over its
+batch, of models that have one. After the validation windows: `state_rms` of each state, and `health`, 0..1, of each
+"component.layer". No clock time is written here: two runs with the same settings give the same bytes.
 """
 
 import json

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,17 @@ from statecheck_reference.settings import TrainingSettings
 
 VOCABULARY = "the a of and in to was her his that with as she had it for not be at on letter house garden morning"
 WORDS = VOCABULARY.split()
+SMALL_HYBRID = {
+    "vocabulary": 300,
+    "width": 12,
+    "blocks": 2,
+    "rwkv_heads": 2,
+    "low_rank": 2,
+    "mamba_inner": 16,
+    "mamba_heads": 2,
+    "mamba_state": 4,
+    "feed_forward": 16,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +60,7 @@ def corpus(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 def tiny() -> TrainingSettings:
     """A model of a few thousand weights and a run of forty steps."""
     return TrainingSettings(
+        shape={"vocabulary": 300, "width": 12, "layers": 2},
         steps=40,
         batch=2,
         window=8,
@@ -59,7 +72,11 @@ def tiny() -> TrainingSettings:
         checkpoint_every=6,
         validation_rows=2,
         validation_length=32,
-        vocabulary=300,
-        width=12,
-        layers=2,
     )
+
+
+@pytest.fixture
+def tiny_runs(tiny: TrainingSettings) -> dict[str, TrainingSettings]:
+    """The same run for each kind of model; the components of the hybrid learn at rates of their own."""
+    hybrid = replace(tiny, model="hybrid", shape=SMALL_HYBRID, component_rates={"rwkv": 0.5, "mamba": 2})
+    return {"lstm": tiny, "hybrid": hybrid}

@@ -18,12 +18,12 @@ from statecheck_reference.corpus import (
     read_texts,
     unigram_entropies,
 )
-from statecheck_reference.registry import LSTM_FOLDER
+from statecheck_reference.models import MODELS
 from statecheck_reference.streams import PassageStreams, validation_windows
 from statecheck_reference.tokenizer import load_tokenizer, train_byte_pairs
 from tokenizers import Tokenizer
 
-SHIPPED = load_tokenizer(LSTM_FOLDER / "tokenizer.json")
+SHIPPED = load_tokenizer(MODELS["lstm"].folder / "tokenizer.json")
 
 
 def artificial(lengths: list[int], held_out: int = 1) -> Corpus:

@@ -16,14 +16,18 @@ from statecheck_reference.corpus import Corpus, read_texts
 from statecheck_reference.evaluation import evaluate, text_windows
 from statecheck_reference.export import evaluate_shipped, export, load_shipped
 from statecheck_reference.lstm import LSTMConfig, LSTMLanguageModel
-from statecheck_reference.registry import LSTM_FOLDER, TEXT_FOLDER, build_lstm, reference, reference_lstm
+from statecheck_reference.models import MODELS
+from statecheck_reference.registry import TEXT_FOLDER, reference, reference_lstm
 from statecheck_reference.settings import TrainingSettings
 from statecheck_reference.tokenizer import load_tokenizer
 from statecheck_reference.train import train
 from statecheck_reference.training_log import read_log
 from typer.testing import CliRunner
 
+from statecheck.checkpoint import read_config
 from statecheck.protocol import RegisteredModel
+
+LSTM_FOLDER = MODELS["lstm"].folder
 
 
 @pytest.fixture(scope="module")
@@ -95,21 +99,22 @@ def test_the_bundled_text_is_61_chapters_long_enough_for_the_checks(record: dict
 def test_the_registered_models_build_and_point_at_what_ships() -> None:
     assert isinstance(reference, RegisteredModel)
     assert (reference.name, reference_lstm.name) == ("reference", "reference-lstm")
-    assert reference.build is reference_lstm.build is build_lstm
+    assert reference.build == reference_lstm.build == MODELS["lstm"].build
     assert (reference.folder, reference.text) == (LSTM_FOLDER, TEXT_FOLDER)
     config = json.loads((LSTM_FOLDER / "config.json").read_text())["config"]
-    model = build_lstm(config)
+    model = reference_lstm.build(config)
     model.load_state_dict(load_shipped(LSTM_FOLDER).state_dict())
     for wrong in ({**config, "heads": 4}, {"width": 4, "layers": 1}, {**config, "width": "224"}):
         with pytest.raises(ValueError, match=r"unknown: heads|missing: vocabulary|found '224'"):
-            build_lstm(wrong)
+            reference_lstm.build(wrong)
 
 
+@pytest.mark.parametrize("name", ["lstm", "hybrid"])
 def test_an_export_holds_the_trained_weights_and_its_own_record(
-    tiny: TrainingSettings, corpus: Corpus, texts: Path, tmp_path: Path
+    tiny_runs: dict[str, TrainingSettings], corpus: Corpus, texts: Path, tmp_path: Path, name: str
 ) -> None:
     work, out = corpus.folder.parent / f"work-{tmp_path.name}", tmp_path / "out"
-    model = train(tiny, corpus, work)
+    model = train(tiny_runs[name], corpus, work)
     (work / "corpus").symlink_to(corpus.folder)
     (tmp_path / "short").mkdir()
     (tmp_path / "short" / "one.txt").write_text("too short")
@@ -120,7 +125,7 @@ def test_an_export_holds_the_trained_weights_and_its_own_record(
     assert weights_digest(load_shipped(out).state_dict()) == weights_digest(model.state_dict())
     assert record == json.loads((out / "training.json").read_text())
     assert record["tokens"] == 40 * 2 * 8
-    assert re.search(r"--steps 40 --batch 2 --window 8 .*--vocabulary 300 --width 12 --threads 1$", record["command"])
+    assert TrainingSettings(**record["settings"]) == tiny_runs[name]
     assert record["evaluation_loss"] == evaluate_shipped(out, texts)["evaluation_loss"]
     assert (out / "training_log.jsonl").read_bytes() == (work / "training_log.jsonl").read_bytes()
     assert load_checkpoint(work) is not None
@@ -132,6 +137,33 @@ def test_an_export_holds_the_trained_weights_and_its_own_record(
     picture = CliRunner().invoke(app, ["plot", "--folder", str(out), "--out", str(tmp_path / "loss.png")])
     assert picture.exit_code == 0, picture.output
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    wanted, patterns = MODELS[name], read_config(out)
+    assert patterns.model == wanted.registered
+    assert patterns.components == {part: facts.states for part, facts in wanted.components.items()}
+    assert patterns.selective == dict.fromkeys(wanted.components, True)
+    assert (patterns.states, patterns.signals) == (wanted.states, wanted.signals)
+
+
+def test_the_recorded_command_trains_the_same_again(
+    tiny_runs: dict[str, TrainingSettings], corpus: Corpus, texts: Path, tmp_path: Path
+) -> None:
+    train(tiny_runs["hybrid"], corpus, tmp_path / "work")
+    (tmp_path / "work" / "corpus").symlink_to(corpus.folder)
+    record = export(tmp_path / "work", tmp_path / "out", texts)
+    command = record["command"].replace("FOLDER", str(texts)).replace("WORKDIR", str(tmp_path / "again"))
+    done = CliRunner().invoke(app, [*command.split()[1:], "--held-out", "kept-apart"])
+    assert done.exit_code == 0, done.output
+    again = load_checkpoint(tmp_path / "again")
+    assert again is not None
+    assert weights_digest(again["weights"]) == record["weights_digest"]
+
+
+def test_a_folder_and_the_name_of_a_model_exclude_each_other(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["show", "--folder", str(tmp_path), "--model", "lstm"])
+    assert "exclude each other" in str(done.exception)
+    done = CliRunner().invoke(app, ["show", "--folder", str(tmp_path)])
+    assert "expected training.json" in str(done.exception)
+    assert "weights_digest" in CliRunner().invoke(app, ["show", "--model", "lstm"]).output
 
 
 def test_folders_that_hold_no_model_are_refused(tmp_path: Path) -> None:

@@ -25,9 +25,8 @@ from typer.testing import CliRunner
 COMMAND = [sys.executable, "-m", "statecheck_reference.cli", "train"]
 OPTIONS = """
     --steps 250 --batch 4 --window 16 --passage-windows 4 --seed 5 --warm-up 20 --log-every 1 --validate-every 50
-    --checkpoint-every 10 --validation-rows 2 --validation-length 64 --vocabulary 300 --width 32 --threads 1
+    --checkpoint-every 10 --validation-rows 2 --validation-length 64 --threads 1
 """
-TINY = OPTIONS.split()
 
 
 class Stopped(Exception):
@@ -68,21 +67,30 @@ def test_the_loss_falls_and_the_log_tells_of_every_interval(
         assert set(norms) == {"embedding", "layers.0", "layers.1"}
         assert all(math.isfinite(value) and value > 0 for value in [*norms.values(), row["gradient_norm"]])
         assert row["lr"] == pytest.approx(settings.rate(row["step"]), rel=1e-5)
+        assert set(row["relative_updates"]) == set(norms)
+        assert all(0 < value < 1 for value in row["relative_updates"].values())
+        assert "gates" not in row
         if "validation_loss" in row:
             assert row["perplexity"] == pytest.approx(math.exp(row["validation_loss"]), rel=1e-5)
+            assert set(row["health"]) == {"lstm.0", "lstm.1"}
+            assert all(0 < row["state_rms"][name] < 1 for name in ("layers.0.h", "layers.1.h"))
 
 
-@pytest.mark.parametrize("limits", [[1], [5], [6], [13, 14, 39], [40]])
+@pytest.mark.parametrize(
+    ("model", "limits"),
+    [("lstm", [1]), ("lstm", [5]), ("lstm", [6]), ("lstm", [13, 14, 39]), ("lstm", [40]), ("hybrid", [13, 14, 39])],
+)
 def test_a_run_that_stopped_goes_on_to_the_same_end(
-    tiny: TrainingSettings, corpus: Corpus, tmp_path: Path, limits: list[int]
+    tiny_runs: dict[str, TrainingSettings], corpus: Corpus, tmp_path: Path, model: str, limits: list[int]
 ) -> None:
-    train(tiny, corpus, tmp_path / "unbroken")
+    settings = tiny_runs[model]
+    train(settings, corpus, tmp_path / "unbroken")
     for limit in limits:
         with pytest.raises(Stopped):
-            train(tiny, corpus, tmp_path / "broken", report=stop_at(limit))
-    model = train(tiny, corpus, tmp_path / "broken")
+            train(settings, corpus, tmp_path / "broken", report=stop_at(limit))
+    trained = train(settings, corpus, tmp_path / "broken")
     assert digests(tmp_path / "broken") == digests(tmp_path / "unbroken")
-    assert weights_digest(model.state_dict()) == digests(tmp_path / "unbroken")[0]
+    assert weights_digest(trained.state_dict()) == digests(tmp_path / "unbroken")[0]
 
 
 @pytest.mark.parametrize("part", ["states", "optimizer", "weights"])
@@ -119,6 +127,8 @@ def test_other_settings_or_another_corpus_are_not_resumed(
     train(tiny, corpus, tmp_path)
     with pytest.raises(ValueError, match=r"\(peak_rate 0.003 -> 0.5\); repeat its settings"):
         train(replace(tiny, peak_rate=0.5), corpus, tmp_path)
+    with pytest.raises(ValueError, match=r"settings \(shape.width 12 -> 16\)"):
+        train(replace(tiny, shape={**tiny.shape, "width": 16}), corpus, tmp_path)
     with pytest.raises(ValueError, match=r"corpus .* -> another"):
         train(tiny, replace(corpus, digest="another"), tmp_path)
 
@@ -171,15 +181,28 @@ def test_a_log_shorter_than_its_checkpoint_says_is_refused(tmp_path: Path) -> No
         ({"checkpoint_every": 15}, "checkpoint_every: expected a multiple of log_every = 10, found 15"),
         ({"validation_length": 100}, "validation_length: expected a multiple of window = 256"),
         ({"steps": 0}, "steps: expected more than 0"),
+        ({"clip": math.nan}, "clip: expected more than 0, found nan"),
+        ({"validation_rows": 1}, "validation_rows: expected at least 2"),
+        ({"model": "gru"}, "model: expected one of hybrid, lstm, found 'gru'"),
+        ({"shape": {"heads": 4}}, "expected the keys layers, vocabulary, width; missing: none; unknown: heads"),
+        ({"shape": {"width": 0.5}}, "LSTMConfig.width: expected a whole number of at least 1, found 0.5"),
+        ({"model": "hybrid", "component_rates": {"mamba": 1, "ssm": 2}}, r"components .*\(rwkv, mamba\), found 'ssm'"),
+        ({"component_rates": {"lstm": 2}}, r"component_rates: .*\(it has none\), found 'lstm'"),
+        ({"model": "hybrid", "component_rates": {"rwkv": -1}}, r"component_rates\['rwkv'\]: expected a number from 0"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(change: dict[str, int], message: str) -> None:
+def test_settings_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainingSettings(**change)
 
 
-def arguments(texts: Path, work: Path) -> list[str]:
-    return ["--data", str(texts), "--out", str(work), "--held-out", "kept-apart", *TINY]
+def arguments(texts: Path, work: Path, settings: TrainingSettings) -> list[str]:
+    """A run of the model of `settings` that is long enough to be killed."""
+    where = ["--data", str(texts), "--out", str(work), "--held-out", "kept-apart"]
+    model = ["--model", settings.model]
+    for option, table in (("--shape", settings.shape), ("--component-rate", settings.component_rates)):
+        model += [word for name, value in table.items() for word in (option, f"{name}={value}")]
+    return [*where, *model, *OPTIONS.split()]
 
 
 def environment() -> dict[str, str]:
@@ -187,13 +210,13 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
-def start(texts: Path, work: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([*COMMAND, *arguments(texts, work)], stdout=subprocess.DEVNULL, env=environment())
+def start(texts: Path, work: Path, settings: TrainingSettings) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([*COMMAND, *arguments(texts, work, settings)], stdout=subprocess.DEVNULL, env=environment())
 
 
-def kill_at(texts: Path, work: Path, step: int) -> None:
+def kill_at(texts: Path, work: Path, step: int, settings: TrainingSettings) -> None:
     """Run the command until its log (or, at step 0, a moment of its start-up) says `step`, then SIGKILL."""
-    process = start(texts, work)
+    process = start(texts, work, settings)
     while process.poll() is None and logged(work) < step:
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
@@ -207,47 +230,52 @@ def logged(work: Path) -> int:
         return -1
 
 
-def assert_killed_runs_end_alike(texts: Path, folder: Path, steps: list[int]) -> None:
-    unbroken = CliRunner().invoke(app, ["train", *arguments(texts, folder / "unbroken")])  # in this process
+def assert_killed_runs_end_alike(texts: Path, folder: Path, settings: TrainingSettings, steps: list[int]) -> None:
+    unbroken = CliRunner().invoke(app, ["train", *arguments(texts, folder / "unbroken", settings)])  # in this process
     assert unbroken.exit_code == 0, unbroken.output
     for step in steps:
-        kill_at(texts, folder / "broken", step)
+        kill_at(texts, folder / "broken", step, settings)
         assert logged(folder / "broken") >= step
-    assert start(texts, folder / "broken").wait() == 0
+    assert start(texts, folder / "broken", settings).wait() == 0
     assert digests(folder / "broken") == digests(folder / "unbroken")
     assert len(read_log(folder / "unbroken" / LOG)) == 251
     assert not list((folder / "broken").glob("*.tmp"))
     assert sum(row["seconds"] for row in read_log(folder / "broken" / THROUGHPUT)) > 0
 
 
-def test_a_run_killed_twice_ends_with_the_same_bytes(texts: Path, tmp_path: Path) -> None:
+def test_a_run_killed_twice_ends_with_the_same_bytes(texts: Path, tmp_path: Path, tiny: TrainingSettings) -> None:
     """Once before the first checkpoint, once at a random step."""
-    assert_killed_runs_end_alike(texts, tmp_path, [3, random.Random().randint(30, 150)])
+    assert_killed_runs_end_alike(texts, tmp_path, tiny, [3, random.Random().randint(30, 150)])
 
 
 @pytest.mark.slow
-def test_a_run_killed_ten_times_at_random_steps_ends_with_the_same_bytes(texts: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", ["hybrid", "lstm"])
+def test_a_run_killed_ten_times_at_random_steps_ends_with_the_same_bytes(
+    texts: Path, tmp_path: Path, tiny_runs: dict[str, TrainingSettings], model: str
+) -> None:
     draw = random.Random()
     steps = sorted(draw.randint(0, 180) for _ in range(10))
     print(f"killed at steps {steps}")
-    assert_killed_runs_end_alike(texts, tmp_path, steps)
+    assert_killed_runs_end_alike(texts, tmp_path, tiny_runs[model], steps)
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_any_moment_of_its_start_ends_with_the_same_bytes(texts: Path, tmp_path: Path) -> None:
+def test_a_run_killed_at_any_moment_of_its_start_ends_with_the_same_bytes(
+    texts: Path, tmp_path: Path, tiny: TrainingSettings
+) -> None:
     """The corpus is encoded in the first seconds: a kill there must leave nothing that a second run trips over."""
     draw = random.Random()
     for _ in range(6):
-        process = start(texts, tmp_path / "broken")
+        process = start(texts, tmp_path / "broken", tiny)
         time.sleep(draw.uniform(1.0, 3.5))
         process.kill()
         process.wait()
-    assert_killed_runs_end_alike(texts, tmp_path, [])
+    assert_killed_runs_end_alike(texts, tmp_path, tiny, [])
 
 
-def test_the_command_refuses_a_missing_folder_in_one_line(tmp_path: Path) -> None:
+def test_the_command_refuses_a_missing_folder_in_one_line(tmp_path: Path, tiny: TrainingSettings) -> None:
     done = subprocess.run(
-        [*COMMAND, *arguments(tmp_path / "nowhere", tmp_path / "work")],
+        [*COMMAND, *arguments(tmp_path / "nowhere", tmp_path / "work", tiny)],
         capture_output=True,
         text=True,
         env=environment(),
@@ -255,3 +283,19 @@ def test_the_command_refuses_a_missing_folder_in_one_line(tmp_path: Path) -> Non
     assert done.returncode == 2
     assert done.stderr.startswith("error: corpus: expected a folder of .txt files")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--shape", "width"], "--shape: expected NAME=NUMBER, found 'width'"),
+        (["--shape", "width=8", "--shape", "width=9"], "--shape: expected width once, found it twice"),
+        (["--component-rate", "rwkv=fast"], "--component-rate: expected NAME=NUMBER, found 'rwkv=fast'"),
+        (["--model", "hybrid", "--shape", "layers=2"], "unknown: layers"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(texts: Path, tmp_path: Path, options: list[str], message: str) -> None:
+    done = CliRunner().invoke(app, ["train", "--data", str(texts), "--out", str(tmp_path / "work"), *options])
+    assert isinstance(done.exception, ValueError)
+    assert message in str(done.exception)
+    assert not (tmp_path / "work").exists()

@@ -1,0 +1,174 @@
+"""What the training log tells beside the loss, and which parameters decay and learn at rates of their own."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from statecheck_reference import diagnostics
+from statecheck_reference.corpus import Corpus
+from statecheck_reference.evaluation import Windows, cut_windows
+from statecheck_reference.models import LanguageModel
+from statecheck_reference.optimiser import make_optimiser, set_rate
+from statecheck_reference.settings import TrainingSettings
+from statecheck_reference.train import LOG, train
+from statecheck_reference.training_log import read_log
+from torch.nn import functional
+
+from statecheck.probes.extended import read_log as read_log_of_statecheck
+
+
+@pytest.fixture
+def settings(tiny_runs: dict[str, TrainingSettings]) -> TrainingSettings:
+    """Of the small hybrid, all components at the same rate."""
+    return replace(tiny_runs["hybrid"], component_rates={})
+
+
+@pytest.fixture
+def model(settings: TrainingSettings) -> LanguageModel:
+    torch.manual_seed(0)
+    return settings.architecture.build(settings.shape)
+
+
+def windows(rows: int = 2) -> Windows:
+    generator = torch.Generator().manual_seed(0)
+    return cut_windows(torch.randint(0, 300, (rows, 33), generator=generator), window=8)
+
+
+def backward(model: LanguageModel) -> None:
+    inputs, targets = windows()[0]
+    functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()).backward()
+
+
+def test_the_rows_of_a_hybrid_tell_of_its_components(
+    settings: TrainingSettings, corpus: Corpus, tmp_path: Path
+) -> None:
+    train(replace(settings, log_every=1), corpus, tmp_path)
+    rows = read_log(tmp_path / LOG)
+    for row in rows[1:]:
+        assert set(row["gradient_norms"]) == set(row["relative_updates"]) == {"rwkv", "mamba"}
+        assert min(row["gradient_norms"].values()) > 0
+        assert math.hypot(*row["gradient_norms"].values()) < row["gradient_norm"]  # both are before clipping
+        assert set(row["gates"]) == {"blocks.0", "blocks.1"}
+        assert all(0 < gate < 1 for gate in row["gates"].values())
+        assert ("health" in row) == ("state_rms" in row) == ("validation_loss" in row) == (row["step"] % 10 == 0)
+    states = {f"blocks.{n}.{name}" for n in (0, 1) for name in ("rwkv.wkv", "rwkv.shift", "mamba.ssm", "mamba.conv")}
+    for row in (rows[0], rows[-1]):
+        assert set(row["state_rms"]) == states
+        assert set(row["health"]) == {"rwkv.0", "rwkv.1", "mamba.0", "mamba.1"}
+        assert all(0 <= score <= 1 for score in row["health"].values())
+    read = read_log_of_statecheck(tmp_path / LOG, list(settings.architecture.components))
+    for part, key in ((read.norms, "gradient_norms"), (read.updates, "relative_updates"), (read.gates, "gates")):
+        assert {name: points[-1] for name, points in part.items()} == {n: (40, v) for n, v in rows[-1][key].items()}
+
+
+def test_gradient_norms_are_those_of_all_gradients_of_a_component_as_one_vector(
+    settings: TrainingSettings, model: LanguageModel
+) -> None:
+    backward(model)
+    norms = diagnostics.gradient_norms(diagnostics.parts_of(model, settings.architecture))
+    for component in ("rwkv", "mamba"):
+        own = [p.grad.double().flatten() for name, p in model.named_parameters() if f".{component}." in name]
+        assert norms[component] == pytest.approx(torch.cat(own).norm().item(), rel=1e-5)
+
+
+def test_the_relative_update_is_that_of_the_step_that_was_taken(
+    settings: TrainingSettings, model: LanguageModel
+) -> None:
+    """By hand: parameters scaled by 1.25 moved by a quarter of themselves; nothing moved: 0."""
+    parts = diagnostics.parts_of(model, settings.architecture)
+    before = diagnostics.values_of(parts)
+    with torch.no_grad():
+        for parameter in parts["rwkv"]:
+            parameter.mul_(1.25)
+    assert diagnostics.relative_updates(parts, before) == {"rwkv": pytest.approx(0.25, rel=1e-5), "mamba": 0.0}
+    with torch.no_grad():
+        for value in before["mamba"]:
+            value.zero_()
+    assert set(diagnostics.relative_updates(parts, before)) == {"rwkv"}
+
+
+def test_gates_are_means_over_the_last_call(model: LanguageModel) -> None:
+    """A gate's bias of log 3, without weights, is a share of 3/4 everywhere."""
+    assert diagnostics.gates(model) == {}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".fusion." in name:
+                parameter.fill_(math.log(3) if name.endswith("bias") else 0)
+    model(windows()[0][0])
+    assert diagnostics.gates(model) == {"blocks.0": pytest.approx(0.75), "blocks.1": pytest.approx(0.75)}
+
+
+@pytest.mark.parametrize("name", ["lstm", "hybrid"])
+def test_measuring_health_leaves_the_model_as_it_was(tiny_runs: dict[str, TrainingSettings], name: str) -> None:
+    settings = tiny_runs[name]
+    model = settings.architecture.build(settings.shape)
+    backward(model)
+    states = {state: value.clone() for state, value in model.get_states().items()}
+    weights = {key: value.clone() for key, value in model.state_dict().items()}
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    generator = torch.get_rng_state()
+    first = diagnostics.health(model, settings.architecture, windows(16))
+    assert diagnostics.health(model, settings.architecture, windows(16)) == first
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(module.training and not module._forward_hooks for module in model.modules())
+    assert all(torch.equal(value, states[state]) for state, value in model.get_states().items())
+    assert all(torch.equal(value, weights[key]) for key, value in model.state_dict().items())
+    assert all(torch.equal(p.grad, was) for p, was in zip(model.parameters(), gradients, strict=True))
+
+
+def test_health_sees_a_state_that_no_input_reaches(settings: TrainingSettings, model: LanguageModel) -> None:
+    """With its parameters and the norm before it at zero, the first RWKV writes nothing and sees nothing."""
+    whole = diagnostics.health(model, settings.architecture, windows(16))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.startswith("blocks.0.rwkv.") or name == "blocks.0.norm.weight":
+                parameter.zero_()
+    broken = diagnostics.health(model, settings.architecture, windows(16))
+    assert whole["rwkv.0"] > 0.5
+    assert broken["rwkv.0"] < 0.01
+
+
+def test_matrices_decay_and_what_sets_time_scales_does_not(settings: TrainingSettings, model: LanguageModel) -> None:
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found: dict[str, float] = {}
+    for group in make_optimiser(model, settings).param_groups:
+        found |= {names[id(parameter)]: group["weight_decay"] for parameter in group["params"]}
+    assert set(found) == set(names.values())
+    decaying = {name.removeprefix("blocks.0.") for name, decay in found.items() if decay and "blocks.1" not in name}
+    assert decaying == {
+        "embedding.weight",
+        *("rwkv.mix_down", "rwkv.mix_up", "rwkv.receptance.weight", "rwkv.key.weight", "rwkv.value.weight"),
+        *("rwkv.gate.weight", "rwkv.output.weight", "mamba.in_proj.weight", "mamba.conv1d.weight"),
+        *("mamba.out_proj.weight", "fusion.weight", "feed_in.weight", "feed_out.weight"),
+    }
+    assert set(found.values()) == {0.0, 0.01}
+
+
+def test_a_component_learns_at_its_own_rate_and_a_factor_of_zero_freezes_it(
+    settings: TrainingSettings, model: LanguageModel
+) -> None:
+    """Adam's first step is the rate itself wherever a gradient is clearly not zero."""
+    optimiser = make_optimiser(model, replace(settings, component_rates={"rwkv": 0, "mamba": 0.5}, weight_decay=0))
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    set_rate(optimiser, 0.01)
+    optimiser.step()
+    for name, parameter in model.named_parameters():
+        moved = (before[name] - parameter.detach()).abs()
+        expected = 0.0 if ".rwkv." in name else 0.005 if ".mamba." in name else 0.01
+        assert torch.allclose(moved, torch.full_like(moved, expected), rtol=1e-3, atol=1e-6 if expected else 0), name
+
+
+def test_a_frozen_component_ends_as_it_began(settings: TrainingSettings, corpus: Corpus, tmp_path: Path) -> None:
+    frozen = replace(settings, component_rates={"mamba": 0})
+    torch.manual_seed(frozen.seed)
+    start = frozen.architecture.build(frozen.shape).state_dict()
+    end = train(frozen, corpus, tmp_path).state_dict()
+    for name, value in end.items():
+        assert torch.equal(value, start[name]) == (".mamba." in name), name
+    rows = read_log(tmp_path / LOG)
+    assert {row["relative_updates"]["mamba"] for row in rows[1:]} == {0.0}
+    assert all(row["gradient_norms"]["mamba"] > 0 for row in rows[1:])
