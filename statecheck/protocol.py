@@ -39,6 +39,14 @@ class StateKind(Enum):
         return self in (StateKind.MATRIX, StateKind.VECTOR)
 
 
+class SignalKind(Enum):
+    """What a tensor of `get_signals` is; all are (batch, time, ...), of the last call."""
+
+    GATE = "gate"  # in 0..1: the share of the first of two components that are joined
+    LOG_DECAY = "log_decay"  # at most 0: the logarithm of what the state keeps
+    SELECTION = "selection"  # how much of the input is written
+
+
 class Capability(Enum):
     """What a model can do. Declared, or found by trying; a check that needs a missing one is SKIP."""
 
@@ -106,6 +114,7 @@ class ModelFacts:
     dtype: str = "float32"
     device: str = "cpu"
     tokenizer: Path | None = None
+    signals: Mapping[str, SignalKind] = field(default_factory=dict)  # what `get_signals` returns, where there is one
 
     def require(self, capability: Capability) -> None:
         """Raise :class:`CapabilityMissing` with the reason if the model lacks `capability`."""
@@ -152,8 +161,8 @@ class RegisteredModel:
     """A model that a package offers by name through the entry-point group `statecheck.models`.
 
     `build` makes the untrained module from a configuration (ValueError names a wrong key). `folder` is a checkpoint
-    folder (model.safetensors, config.json, and optionally tokenizer.json and training_log.jsonl), `text` a folder of
-    documents to check it on.
+    folder (model.safetensors, config.json, and optionally tokenizer.json and training_log.jsonl), `text` the documents
+    to check it on: a folder of .txt files, or an .npz of ids or vectors.
     """
 
     name: str

@@ -61,7 +61,7 @@ class Subject:
     """A model with all that came with it.
 
     `origin` is a sentence for the report. `digest` is the SHA-256 of the weights: of the file, or of the tensors where
-    code built them; None if the model shows none. `text` is a folder of documents, `notes` are for the reader.
+    code built them; None if the model shows none. `text` are documents (a folder, or an .npz), `notes` for the reader.
     """
 
     model: StatefulModel
@@ -109,6 +109,9 @@ def _with_companions(subject: Subject, request: Request) -> Subject:
         tokenizer=Path(request.tokenizer) if request.tokenizer else subject.tokenizer,
         training_log=Path(request.training_log) if request.training_log else subject.training_log,
     )
+
+
+ARCHITECTURAL = ("components", "parameters", "modules", "selective", "states", "signals")  # fields of FolderConfig
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,7 @@ def _from_checkpoint(path: Path, model: str | None, placement: _Placement) -> Su
     name = _architecture(path, model, config.model or weights.metadata.get("statecheck.model"))
     entry = registered_model(name)
     config, note = _configured(config, weights, entry)
+    config = _described(config, entry)
     built, notes = _assemble(entry, weights, config, placement)
     origin = f"checkpoint {one_line(path)} of registered model {name!r}"
     title = f"{one_line(os.path.basename(os.path.realpath(path)))} ({name})"
@@ -210,6 +214,18 @@ def _configured(config: FolderConfig, weights: Weights, entry: RegisteredModel) 
     return replace(config, config=own), (f"built in the configuration of the registered model {entry.name!r}",)
 
 
+def _described(config: FolderConfig, entry: RegisteredModel) -> FolderConfig:
+    """`config` with what the architecture declares of itself where it is silent: components and facts of states.
+
+    They belong to the registered model, not to one file of its weights: a lone .safetensors of a hybrid is a hybrid.
+    """
+    if entry.folder is None:
+        return config
+    own = read_config(entry.folder)
+    silent = [name for name in ARCHITECTURAL if getattr(config, name) in (None, {})]
+    return replace(config, **{name: getattr(own, name) for name in silent})
+
+
 def _assemble(
     entry: RegisteredModel, weights: Weights, config: FolderConfig, placement: _Placement
 ) -> tuple[StatefulModel, tuple[str, ...]]:
@@ -245,6 +261,8 @@ def _wrapped(what: str, model: object, config: FolderConfig | None, title: str |
         modules=said.modules,
         training_length=said.training_length,
         selective=said.selective,
+        states=said.states,
+        signals=said.signals,
         title=title,
         tokenizer=said.tokenizer,
     )

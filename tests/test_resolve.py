@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -228,6 +229,36 @@ def test_a_folder_names_its_model_and_components(site: Path) -> None:
     assert subject.model.facts.training_length == 48
     assert subject.tokenizer == folder / "tok.json"
     assert subject.title == "run (tiny)"
+
+
+def test_a_lone_file_has_what_its_architecture_declares(site: Path) -> None:
+    said = {"components": {"gru": "layers.*"}, "selective": False, "states": {"*": {"recurrence": "dense"}}}
+    shutil.rmtree(site / "tiny_folder")
+    write_folder(site / "tiny_folder", tiny(site), **said)
+    save_weights(Path("m.safetensors"), tiny(site).state_dict(), {"statecheck.model": "tiny"})
+    facts = resolve(Request("m.safetensors")).model.facts
+    assert {name: one.selective for name, one in facts.components.items()} == {"gru": False}
+    assert {one.recurrence for one in facts.states.values()} == {"dense"}
+    assert facts.training_length is None, "the length belongs to the weights, not to the architecture"
+    write_folder(Path("mine"), tiny(site), selective=True, states={"*": {"recurrence": "diagonal"}})
+    facts = resolve(Request("mine")).model.facts
+    assert [one.selective for one in facts.components.values()] == [True], "what a folder says comes first"
+    assert {one.recurrence for one in facts.states.values()} == {"diagonal"}
+
+
+@pytest.mark.parametrize(
+    ("states", "words"),
+    [
+        ({"*": "matrix"}, ("states.* is matrix", "it should be an object of fields")),
+        ({"*": {"sort": "matrix"}}, ("no field 'sort'", "recurrence")),
+        ({"nothing.*": {"kind": "matrix"}}, ("nothing matches 'nothing.*'",)),
+    ],
+)
+def test_facts_of_states_that_can_not_be_meant_are_refused(states: object, words: tuple[str, ...], site: Path) -> None:
+    write_folder(Path("run"), tiny(site), states=states)
+    line = refusal_of(Request("run"))
+    for word in words:
+        assert word in line
 
 
 def test_bare_weights_need_an_architecture_and_the_line_names_both_options(site: Path) -> None:

@@ -31,6 +31,7 @@ def wrap(
     loss: str | None = None,
     selective: bool | Mapping[str, bool] | None = None,
     states: Mapping[str, Mapping[str, Any]] | None = None,
+    signals: Mapping[str, str] | None = None,
     title: str | None = None,
     tokenizer: str | Path | None = None,
 ) -> StatefulModel:
@@ -41,7 +42,8 @@ def wrap(
     of the input vectors; `components`, `parameters`, `modules`: component name -> shell-style patterns of names;
     `training_length` in tokens; `loss` "cross_entropy" or "mse"; `selective`: does retention depend on the input, for
     all components or one by one; `states`: pattern -> fields of StateFacts (kind, layer, head_axis, time_axis,
-    normaliser, bounds, recurrence).
+    normaliser, bounds, recurrence); `signals`: pattern of a name of `get_signals()` -> "gate", "log_decay" or
+    "selection", for pictures.
 
     Raises :class:`statecheck.errors.ContractError` with the fix when the protocol is broken.
 
@@ -68,6 +70,7 @@ def wrap(
         loss=_known_loss(loss),
         selective=selective,
         states=states or {},
+        signals=signals or {},
         title=title,
         tokenizer=Path(tokenizer) if tokenizer else None,
     )

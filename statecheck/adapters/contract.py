@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from statecheck.errors import ContractError, ModelRaised, StatecheckError
-from statecheck.protocol import Capability, ComponentFacts, ModelFacts, StateFacts, StateKind, States
+from statecheck.protocol import Capability, ComponentFacts, ModelFacts, SignalKind, StateFacts, StateKind, States
 from statecheck.states import clone, distance, relative, wide
 
 Patterns = Mapping[str, str | Sequence[str]]
@@ -39,6 +39,7 @@ class Declared:
     states: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # pattern -> fields of StateFacts
     title: str | None = None
     tokenizer: Path | None = None
+    signals: Mapping[str, str] = field(default_factory=dict)  # pattern -> kind of a signal
 
 
 def copy_without_history(module: nn.Module) -> nn.Module:
@@ -200,6 +201,7 @@ class Trial(Protocol):
     def __call__(self, inputs: Tensor) -> Tensor: ...
     def get_states(self) -> States: ...
     def set_states(self, states: States | None) -> None: ...
+    def get_signals(self) -> dict[str, Tensor]: ...
 
 
 def discover(make: Callable[[], Trial], module: nn.Module, declared: Declared, *, rebuilds: bool) -> ModelFacts:
@@ -246,7 +248,14 @@ def discover(make: Callable[[], Trial], module: nn.Module, declared: Declared, *
         dtype=str(outputs.dtype).removeprefix("torch."),
         device=str(outputs.device),
         tokenizer=declared.tokenizer,
+        signals={name: kind for name in adapter.get_signals() if (kind := _kind_of_signal(name, declared))},
     )
+
+
+def _kind_of_signal(name: str, declared: Declared) -> SignalKind | None:
+    """As it was said; a signal of which nothing was said is left alone."""
+    said = [kind for pattern, kind in declared.signals.items() if matches(name, [pattern])]
+    return SignalKind(said[-1]) if said else None
 
 
 def _first_call(adapter: Trial, inputs: Tensor, *, guessed: bool) -> Tensor:

@@ -10,7 +10,7 @@ from torch import nn
 
 from statecheck.adapters.contract import Declared, Patterns, as_patterns, matches
 from statecheck.errors import ContractError
-from statecheck.protocol import ModelFacts, StateFacts, StateKind
+from statecheck.protocol import ModelFacts, SignalKind, StateFacts, StateKind
 
 OF_A_STATE = tuple(field.name for field in fields(StateFacts) if field.name not in ("component", "shape", "dtype"))
 
@@ -20,6 +20,9 @@ def check_said(declared: Declared) -> None:
     length = declared.training_length
     if length is not None and (isinstance(length, bool) or not isinstance(length, int) or length < 1):
         raise ContractError(f"training_length: expected a number of elements, 1 or more, found {length!r}")
+    for pattern, kind in declared.signals.items():
+        if kind not in (signal_kinds := [one.value for one in SignalKind]):
+            raise ContractError(f"signals[{pattern!r}]: no kind {kind!r}; expected one of {', '.join(signal_kinds)}")
     for pattern, said in declared.states.items():
         unknown = [name for name in said if name not in OF_A_STATE]
         if unknown:

@@ -100,6 +100,13 @@ class ModuleAdapter:
         _asking(self.module.set_states, self._nesting.restore(states))  # type: ignore[arg-type]
         self._batch = functions.batch_size(states)
 
+    def get_signals(self) -> dict[str, Tensor]:
+        """Gates of the last call by name, (batch, time, ...) each; {} where the module offers none."""
+        if not callable(getattr(self.module, "get_signals", None)):
+            return {}
+        signals = functions.flatten(_asking(self.module.get_signals))  # type: ignore[arg-type]
+        return {name: value.detach().clone() for name, value in signals.items() if isinstance(value, Tensor)}
+
     def rebuild(self) -> ModuleAdapter:
         """Another adapter on a copy of the module: same parameters, no history."""
         if self._pristine is None:

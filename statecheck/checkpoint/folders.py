@@ -30,6 +30,8 @@ class FolderConfig:
     parameters: Patterns | None = None
     modules: Patterns | None = None
     selective: bool | Mapping[str, bool] | None = None
+    states: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # pattern -> fields of StateFacts
+    signals: Mapping[str, str] = field(default_factory=dict)  # pattern -> kind of a signal
 
 
 KEYS = tuple(one.name for one in fields(FolderConfig) if one.name != "path")
@@ -69,6 +71,8 @@ def read_config(folder: Path) -> FolderConfig:
         parameters=_patterns(path, data, "parameters"),
         modules=_patterns(path, data, "modules"),
         selective=_selective(path, data),
+        states=_states(path, data),
+        signals=_signals(path, data),
     )
 
 
@@ -99,6 +103,25 @@ def _selective(path: Path, data: Mapping[str, Any]) -> bool | Mapping[str, bool]
     raise refusal(
         path, f"'selective' is {one_line(value, 60)}", "it should be true, false, or COMPONENT: true or false"
     )
+
+
+def _states(path: Path, data: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+    """PATTERN -> what is said of the states that it names; `wrap` knows which fields there are."""
+    table: Mapping[str, Any] = _typed(path, data, "states", dict) or {}
+    for pattern, said in table.items():
+        if not isinstance(said, dict):
+            found = f"states.{one_line(pattern, 60)} is {one_line(said, 60)}"
+            raise refusal(path, found, 'it should be an object of fields, as {"kind": "matrix", "head_axis": 1}')
+    return table
+
+
+def _signals(path: Path, data: Mapping[str, Any]) -> Mapping[str, str]:
+    """PATTERN -> kind of the signals that it names."""
+    table: Mapping[str, Any] = _typed(path, data, "signals", dict) or {}
+    for pattern, kind in table.items():
+        if not isinstance(kind, str):
+            raise refusal(path, f"signals.{one_line(pattern, 60)} is {one_line(kind, 60)}", 'it should be "gate", say')
+    return table
 
 
 def _file(folder: Path, path: Path, data: Mapping[str, Any], key: str) -> Path | None:
