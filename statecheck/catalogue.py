@@ -56,7 +56,11 @@ ITEMS: Mapping[str, ItemEntry] = {
             "S3", _PROBES + "fundamentals:deterministic", "The same input gives the same state", cost="2 short runs"
         ),
         ItemEntry(
-            "S4", _PROBES + "components:contributes", "Every component contributes", ("states", "text", "components")
+            "S4",
+            _PROBES + "interaction:contributes",
+            "Every component contributes",
+            ("text", "components"),
+            "1 + 4 runs a component over T_tr",
         ),
         ItemEntry("G3.5", _PROBES + "evolution:evolves", "The state evolves and is not saturated"),
         ItemEntry("D1", _PROBES + "divergence:diverges", "Divergence: does the state grow past its trained length?"),
@@ -68,9 +72,10 @@ ITEMS: Mapping[str, ItemEntry] = {
         ),
         ItemEntry(
             "D3",
-            _PROBES + "components:interaction",
+            _PROBES + "interaction:interaction",
             "Interaction: effect of ablating each component",
             ("text", "components"),
+            "the runs of S4",
         ),
         ItemEntry(
             "D4",
@@ -82,21 +87,24 @@ ITEMS: Mapping[str, ItemEntry] = {
         ItemEntry("health", _PROBES + "health:healthy", "State health score of every layer and component"),
         ItemEntry(
             "coupling",
-            _PROBES + "components:coupling",
+            _PROBES + "coupling:couples",
             "Gradient-state coupling of the components",
-            ("text", "components"),
+            ("states", "text", "components"),
+            "gradients at 4 boundaries over 64 tokens, 8 differences a component",
         ),
         ItemEntry(
             "flow",
-            _PROBES + "components:flow",
+            _PROBES + "flow:flow",
             "Information flow: share of each component's memory",
-            ("text", "components"),
+            ("states", "text", "components"),
+            "4 x 2^components runs over 64 tokens",
         ),
         ItemEntry(
             "gradient-ratio",
-            _PROBES + "components:gradient_ratio",
+            _PROBES + "gradient_ratio:balanced",
             "Gradient ratio of the components",
             ("text", "components"),
+            "1 gradient a document over 2 T_tr",
         ),
         ItemEntry(
             "extended",

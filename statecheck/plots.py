@@ -140,11 +140,14 @@ def heatmap(
     unit: str = "",
     x_label: str = "position (tokens)",
     y_label: str = "layer",
+    names: Sequence[str] = (),
+    limits: tuple[float, float] | None = None,
 ) -> Figure:
     """A table of numbers as colours: one line a row (top to bottom), one cell a column. NaN and infinities stay blank.
 
-    Positive values that span more than two orders of magnitude are coloured by their logarithm. Raises ValueError if
-    `values` is not len(rows) x len(columns), or is empty.
+    `names` stand under the columns in place of their numbers. The colours span `limits`, or else the values: positive
+    ones over more than two orders of magnitude by their logarithm. Raises ValueError if `values` is not
+    len(rows) x len(columns), or is empty.
     """
     if not rows or not columns or len(values) != len(rows) or any(len(row) != len(columns) for row in values):
         raise ValueError(
@@ -156,7 +159,7 @@ def heatmap(
 
         figure, axes = _frame(title, min(max(1.8 + 0.3 * len(rows), 2.6), 12.0))
         finite = [v for row in values for v in row if _drawable(v)] or [0.0]
-        low, high = min(finite), max(finite)
+        low, high = limits or (min(finite), max(finite))
         norm = LogNorm(low, high) if low > 0 and high / low > 100 else Normalize(low, high)
         cells = [[_finite(v) for v in row] for row in values]
         image = axes.pcolormesh(_edges(columns), range(len(rows) + 1), cells, norm=norm, cmap="cividis")
@@ -165,6 +168,8 @@ def heatmap(
         axes.invert_yaxis()
         step = math.ceil(len(rows) / 30)
         axes.set_yticks([i + 0.5 for i in range(0, len(rows), step)], [_short(name) for name in rows[::step]])
+        if names:
+            axes.set_xticks(list(columns), [_short(name) for name in names])
         axes.set_xlabel(_text(x_label))
         axes.set_ylabel(_text(y_label))
         figure.colorbar(image, ax=axes, label=_text(unit), pad=0.02)

@@ -20,7 +20,7 @@ ROWS = (
     "errors protocol wording atomic escaping",
     "verdict states statistics dynamics tasks",
     "plots",
-    "tracing recording checkpoint",
+    "tracing recording experiments transplants gradients signals checkpoint",
     "adapters",
     "laws probes",
     "benchmarks monitor",

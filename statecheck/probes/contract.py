@@ -9,17 +9,19 @@ Probes measure; they hold no thresholds and give no verdicts. Each draws its ran
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from statecheck.adapters.contract import quiet
 from statecheck.errors import CapabilityMissing, InputRefused
-from statecheck.protocol import ModelFacts, StatefulModel
+from statecheck.protocol import Capability, ModelFacts, StatefulModel
 from statecheck.recording import Record, Schedule, record
 from statecheck.statistics import Estimate
 from statecheck.verdict import Absence, Measurement, Outcome, Status, Where
@@ -29,6 +31,7 @@ ENOUGH_DOCUMENTS = 16
 MOST_DOCUMENTS = 32  # of the shared trace; D4 takes what it needs
 
 Probe = TypeVar("Probe", bound=Callable[..., Outcome])
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -74,6 +77,7 @@ class Evidence:
     training_log: Path | None = None
     notes: tuple[str, ...] = ()
     _records: dict[Schedule, Record] = field(default_factory=dict, repr=False)
+    _kept: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def facts(self) -> ModelFacts:
@@ -112,6 +116,12 @@ class Evidence:
             have += len(piece)
         return torch.cat(pieces)[:length]
 
+    def once(self, name: str, make: Callable[[], Found]) -> Found:
+        """What `make` brings, made at the first call under this name: an experiment that several items read."""
+        if name not in self._kept:
+            self._kept[name] = make()
+        return self._kept[name]
+
     def record(self, schedule: Schedule) -> Record:
         """The shared trace on this schedule; made at the first call. Its random numbers come from (seed, "trace")."""
         if schedule not in self._records:
@@ -146,6 +156,14 @@ class Evidence:
             return tuple(Absence(name, Status.INCONCLUSIVE, f"{why} after token {record.reached}") for name in names)
         return self.too_few(names, record.n)
 
+    def incomparable(self, names: Sequence[str]) -> tuple[Absence, ...]:
+        """NOT_APPLICABLE for each of `names` if the model has one component; () if there are two or more."""
+        components = list(self.facts.components)
+        if len(components) > 1:
+            return ()
+        reason = f"the model has one component ({', '.join(components)}): there is nothing to compare it with"
+        return tuple(Absence(name, Status.NOT_APPLICABLE, reason) for name in names)
+
     def too_few(self, names: Sequence[str], n: int | None = None) -> tuple[Absence, ...]:
         """INCONCLUSIVE for each of `names` if there are under 16 documents; () if there are enough."""
         have = len(self.rows) if n is None else n
@@ -169,6 +187,24 @@ class Evidence:
         if self.facts.loss is None:
             width = f"outputs have width {self.facts.output_width}, inputs {self.facts.width or self.facts.vocabulary}"
             raise CapabilityMissing(f"needs a loss and none is declared: {width}; say wrap(..., loss=...)")
+
+
+@contextmanager
+def lent(model: StatefulModel) -> Iterator[None]:
+    """A model for the time of a measurement outside of a run: evaluation mode, no gradients.
+
+    Its modes, its states (none where it held none) and the global random numbers are put back.
+    """
+    module = getattr(model, "module", None)
+    before = model.get_states()
+    try:
+        with quiet(module) if isinstance(module, torch.nn.Module) else nullcontext():
+            yield
+    finally:
+        if before and Capability.SET_STATES in model.facts.capabilities:
+            model.set_states(before)
+        elif Capability.RESET in model.facts.capabilities:
+            model.set_states(None)
 
 
 def gather(

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from statecheck import states
 from statecheck.dynamics import Array
 from statecheck.errors import CapabilityMissing, ModelRaised
+from statecheck.experiments import calls, losses, read
 from statecheck.probes.contract import Evidence
 from statecheck.protocol import Capability, StatefulModel, States, fresh
 from statecheck.recording import groups, values, walk
@@ -23,7 +23,6 @@ BLOCK = 32  # target tokens of a block
 BLOCKS = 2  # of a document, at every context length
 GAIN_BLOCKS = 10  # of a document, at the two context lengths whose difference is D4.benefit: it is small
 DOCUMENTS = 64  # for the losses; rows of one call
-CALL = 128  # tokens of context in one call: bounds the memory for outputs
 REACH_ROWS = 8
 
 Ratios = Callable[[Index], Array]  # (resamples, n) documents -> log r(L), (resamples, lengths)
@@ -41,8 +40,9 @@ def remembers(
     `D4.reach`: two inputs share their last L tokens and differ in all that is older, the shared tokens in a call of
     their own; the largest over units of the RMS difference of the states over that of unrelated documents; the
     smallest over L in {64, T_tr/2} (64: or T_tr, if less) and over positions up to 4 T_tr, aligned and unaligned, so
-    that a reset anywhere shows as exactly 0. A linear state of retention a has a^L. `D4.readout`: relative difference
-    of the outputs at one shared token after different pasts: 0 for an output that ignores the state.
+    that a reset anywhere shows as exactly 0. A linear state of retention a has a^L. A model whose memory is a cache
+    alone has no such units: there it is the same of the outputs. `D4.readout`: relative difference of the outputs at
+    one shared token after different pasts: 0 for an output that ignores the state.
 
     Losses need text, the others only states. Source: phase 3.9, D4.
     """
@@ -105,7 +105,7 @@ def _that_are_taken(evidence: Evidence, lengths: list[int]) -> list[int]:
         if needed <= evidence.training_length:
             return lengths[:i]
         try:
-            _in_one_call(fresh(evidence.model), row[None, : needed - 1].to(evidence.facts.device))
+            read(fresh(evidence.model), row[None, : needed - 1].to(evidence.facts.device))
         except ModelRaised:
             continue
         return lengths[:i]
@@ -130,28 +130,11 @@ def _block_loss(model: StatefulModel, windows: Tensor, context: int) -> Tensor:
     """Loss of each of the last 32 elements of `windows` (n, context + 32), (n, 32). The targets are one call."""
     model = fresh(model)
     last = None
-    for outputs in _calls(model, windows[:, :context]):
+    for outputs in calls(model, windows[:, :context]):
         last = outputs[:, -1:]
-    after = _in_one_call(model, windows[:, context:-1])
+    after = read(model, windows[:, context:-1])
     assert last is not None
     return losses(torch.cat([last, after], dim=1), windows[:, context:], model.facts.loss)
-
-
-def _calls(model: StatefulModel, inputs: Tensor) -> Iterator[Tensor]:
-    step = CALL if Capability.CHUNKS in model.facts.capabilities else 1
-    for start in range(0, inputs.shape[1], step):
-        yield model(inputs[:, start : start + step])
-
-
-def _in_one_call(model: StatefulModel, inputs: Tensor) -> Tensor:
-    return torch.cat(list(_calls(model, inputs)), dim=1)
-
-
-def losses(outputs: Tensor, targets: Tensor, loss: str | None) -> Tensor:
-    """Loss of each element (n, time): cross-entropy in nats for ids, mean squared error for vectors."""
-    if loss == "cross_entropy":
-        return functional.cross_entropy(outputs.double().transpose(1, 2), targets, reduction="none")
-    return (outputs.double() - targets.double()).square().mean(dim=2)
 
 
 def _judged_losses(
@@ -247,9 +230,6 @@ def _reaches(evidence: Evidence) -> Outcome:
 def _least_reach(
     evidence: Evidence, pasts: Tensor, shared: Tensor
 ) -> tuple[Measurement | Absence, tuple[Measurement, ...]]:
-    if not groups(evidence.facts):
-        reason = "no recurrent matrix or vector among the states"
-        return Absence("D4.reach", Status.NOT_APPLICABLE, reason), ()
     try:
         found = [reach for length in _shared_lengths(evidence) for reach in _reach(evidence, pasts, shared, length)]
     except CapabilityMissing as error:
@@ -257,7 +237,7 @@ def _least_reach(
     if not found:
         reason = f"the model takes no more than {evidence.most_tokens} tokens: too few for a past and a shared text"
         return Absence("D4.reach", Status.INCONCLUSIVE, reason), ()
-    broken = next((reach for reach in found if not np.isfinite(list(reach.layers.values())).all()), None)
+    broken = next((reach for reach in found if not np.isfinite(list(reach.places.values())).all()), None)
     if broken is not None:
         reason = f"states are not finite after {broken.past} tokens: see D1.nonfinite"
         return Absence("D4.reach", Status.INCONCLUSIVE, reason), ()
@@ -274,22 +254,23 @@ def _shared_lengths(evidence: Evidence) -> list[int]:
 
 @dataclass(frozen=True)
 class Reach:
-    """What is left of different pasts after shared tokens: the largest ratio over the units of each layer."""
+    """What is left of different pasts after shared tokens: the largest ratio over the units of each layer, or over the
+    outputs of a model that has no recurrent state."""
 
     length: int
     past: int
-    layers: dict[tuple[str, int], float]
+    places: dict[Where, float]
 
     @property
     def value(self) -> float:
         """The largest over all units of the model."""
-        return max(self.layers.values())
+        return max(self.places.values())
 
     @property
     def where(self) -> Where:
         """The layer with the longest memory, after this past."""
-        component, layer = max(self.layers, key=lambda key: self.layers[key])
-        return Where(component, layer, position=self.past + self.length)
+        place = max(self.places, key=lambda key: self.places[key])
+        return replace(place, position=self.past + self.length)
 
 
 @torch.no_grad()
@@ -297,20 +278,21 @@ def _reach(evidence: Evidence, pasts: Tensor, shared: Tensor, length: int) -> It
     """Reach after each of several pasts. The first half of the rows and the second differ in the past alone."""
     model = evidence.model
     if {Capability.SET_STATES, Capability.RESET} <= model.facts.capabilities:
-        for past, held, _ in walk(model, pasts, _places(evidence, length)):
+        for past, held, outputs in walk(model, pasts, _places(evidence, length)):
             model.set_states(states.clone(held))
-            _in_one_call(model, shared[:, :length])
-            yield _compared(evidence, held, model.get_states(), length, past)
+            before = _units(evidence, held, outputs)
+            outputs = read(model, shared[:, :length])
+            yield Reach(length, past, _compared(before, _units(evidence, model.get_states(), outputs)))
             model.set_states(held)
         return
     for total in (512, 509, 4 * evidence.training_length):
         past = min(total, evidence.most_tokens) - length
         if past > 0:
             model = fresh(evidence.model)
-            _in_one_call(model, pasts[:, :past])
-            held = model.get_states()
-            _in_one_call(model, shared[:, :length])
-            yield _compared(evidence, held, model.get_states(), length, past)
+            outputs = read(model, pasts[:, :past])
+            before = _units(evidence, model.get_states(), outputs)
+            outputs = read(model, shared[:, :length])
+            yield Reach(length, past, _compared(before, _units(evidence, model.get_states(), outputs)))
 
 
 def _places(evidence: Evidence, length: int) -> list[int]:
@@ -322,19 +304,26 @@ def _places(evidence: Evidence, length: int) -> list[int]:
     return sorted({max(1, p - int(generator.integers(0, max(1, step // 4)))) for p in regular if p > 0})
 
 
-def _compared(evidence: Evidence, before: States, after: States, length: int, past: int) -> Reach:
-    layers = {}
-    for group in groups(evidence.facts):
-        then, now = (values(held, evidence.facts, group) for held in (before, after))
+def _units(evidence: Evidence, held: States, outputs: Tensor) -> dict[Where, Tensor]:
+    """What may differ after different pasts, (n, D) each: the states of every layer, else the last output."""
+    layers = {group.where: values(held, evidence.facts, group) for group in groups(evidence.facts)}
+    return layers or {Where(state="the output"): outputs[:, -1].double()}
+
+
+def _compared(before: dict[Where, Tensor], after: dict[Where, Tensor]) -> dict[Where, float]:
+    """The largest ratio over the units of each place; NaN where anything is not finite."""
+    found = {}
+    for place, then in before.items():
+        now = after[place]
         shared, unrelated = _between_halves(now), _unrelated(then, now)
         usable = unrelated > 0
         if not bool(torch.isfinite(shared).all() & torch.isfinite(unrelated).all()):
-            layers[group.component, group.layer] = float("nan")
+            found[place] = float("nan")
         elif bool(usable.any()):
-            layers[group.component, group.layer] = float((shared[usable] / unrelated[usable]).max())
+            found[place] = float((shared[usable] / unrelated[usable]).max())
         else:
-            layers[group.component, group.layer] = 0.0
-    return Reach(length, past, layers)
+            found[place] = 0.0
+    return found
 
 
 def _unrelated(then: Tensor, now: Tensor) -> Tensor:
@@ -360,7 +349,7 @@ def _between_halves(h: Tensor) -> Tensor:
 def _readout(evidence: Evidence, pasts: Tensor, shared: Tensor) -> Measurement | Absence:
     """Relative difference of the outputs at one shared token after different pasts."""
     model = fresh(evidence.model)
-    _in_one_call(model, pasts[:, : max(1, evidence.training_length // 2)])
+    read(model, pasts[:, : max(1, evidence.training_length // 2)])
     outputs = model(shared[:, :1])
     if not bool(torch.isfinite(outputs).all()):
         return Absence("D4.readout", Status.INCONCLUSIVE, "the output is not finite: see D1.nonfinite")
@@ -374,8 +363,8 @@ def _by_layer(found: Sequence[Reach]) -> tuple[Measurement, ...]:
     shown = []
     for length in sorted({reach.length for reach in found}):
         places = [reach for reach in found if reach.length == length]
-        for component, layer in places[0].layers:
-            value = float(np.median([reach.layers[component, layer] for reach in places]))
+        for where in places[0].places:
+            value = float(np.median([reach.places[where] for reach in places]))
             name = f"reach beyond {length} shared tokens"
-            shown.append(Measurement.exact(name, value, unit="relative", where=Where(component, layer), n=len(places)))
+            shown.append(Measurement.exact(name, value, unit="relative", where=where, n=len(places)))
     return tuple(shown)
