@@ -121,6 +121,8 @@ def lines(title: str, curves: Sequence[Series]) -> Figure:
         colours = _colours(curves)
         handles = [_draw(axes, series, *look) for series, look in zip(curves, colours, strict=True)]
         _scales(axes, curves)
+        if _x_name(title) == "layer":
+            axes.locator_params(axis="x", integer=True)
         axes.set_xlabel(_text(_with_unit(_x_name(title), curves[0].x_unit)))
         axes.set_ylabel(_text(_with_unit(_y_name(title), curves[0].y_unit)))
         if len(curves) > LEGEND_ROWS:

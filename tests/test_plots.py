@@ -270,3 +270,9 @@ def test_places_are_named_shortly() -> None:
     legend = plots.lines("x", [unnamed, unnamed]).axes[0].get_legend()
     assert legend is not None
     assert legend.get_texts()[0].get_text() == "lstm, layer 1"
+
+
+def test_layers_are_whole_numbers() -> None:
+    shares = Series("share against layer", "rwkv", (0.0, 1.0), (0.2, 0.8), x_unit="layer")
+    figure = plots.lines(shares.name, [shares])
+    assert [tick for tick in figure.axes[0].get_xticks() if 0 <= tick <= 1] == [0.0, 1.0]
