@@ -2,32 +2,44 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from statecheck.protocol import RegisteredModel
-from statecheck_reference.lstm import LSTMConfig, LSTMLanguageModel
+from statecheck_reference.models import MODELS, PACKAGE
+from statecheck_reference.vector_gru import VectorGRU, VectorGRUConfig
 
-PACKAGE = Path(__file__).resolve().parent
-LSTM_FOLDER, TEXT_FOLDER = PACKAGE / "lstm", PACKAGE / "text"
+TEXT_FOLDER = PACKAGE / "text"
 
 
-def build_lstm(config: Mapping[str, Any]) -> LSTMLanguageModel:
-    """An untrained LSTM language model of the shape that `config` gives; ValueError names a wrong key or value.
+def registered(name: str) -> RegisteredModel:
+    """What statecheck is told of a model of the table: how to build it, its weights, and the text to check it on.
 
-    >>> build_lstm({"vocabulary": 256, "width": 16, "layers": 3}).config
-    LSTMConfig(vocabulary=256, width=16, layers=3)
+    >>> registered("lstm").name
+    'reference-lstm'
     """
-    return LSTMLanguageModel(LSTMConfig.from_mapping(config))
+    model = MODELS[name]
+    return RegisteredModel(model.registered, model.title, model.build, model.folder, TEXT_FOLDER)
 
 
-reference_lstm = RegisteredModel(
-    name="reference-lstm",
-    title="Reference LSTM: 2 layers of 224, 4,096 byte pairs, trained on 25 English novels",
-    build=build_lstm,
-    folder=LSTM_FOLDER,
-    text=TEXT_FOLDER,
+def build_vector_gru(config: Mapping[str, Any]) -> VectorGRU:
+    """An untrained GRU of vectors of the shape that `config` gives; ValueError names a wrong key or value.
+
+    >>> build_vector_gru({"width": 8, "hidden": 16, "layers": 1}).config
+    VectorGRUConfig(width=8, hidden=16, layers=1)
+    """
+    return VectorGRU(VectorGRUConfig.from_mapping(config))
+
+
+reference_hybrid = registered("hybrid")
+reference_lstm = registered("lstm")
+reference_transformer = registered("transformer")
+reference_vectors = RegisteredModel(
+    name="reference-vectors",
+    title="Reference GRU of vectors: 2 layers of 48, the style of every eight words of 25 English novels",
+    build=build_vector_gru,
+    folder=PACKAGE / "vector_gru",
+    text=PACKAGE / "vector_gru" / "vectors.npz",
 )
 
 # What `statecheck run` checks when it is given no model.
-reference = replace(reference_lstm, name="reference")
+reference = replace(reference_hybrid, name="reference")

@@ -99,8 +99,9 @@ def test_the_bundled_text_is_61_chapters_long_enough_for_the_checks(record: dict
 def test_the_registered_models_build_and_point_at_what_ships() -> None:
     assert isinstance(reference, RegisteredModel)
     assert (reference.name, reference_lstm.name) == ("reference", "reference-lstm")
-    assert reference.build == reference_lstm.build == MODELS["lstm"].build
-    assert (reference.folder, reference.text) == (LSTM_FOLDER, TEXT_FOLDER)
+    assert (reference_lstm.build, reference.build) == (MODELS["lstm"].build, MODELS["hybrid"].build)
+    assert (reference.folder, reference_lstm.folder) == (MODELS["hybrid"].folder, LSTM_FOLDER)
+    assert reference.text == reference_lstm.text == TEXT_FOLDER
     config = json.loads((LSTM_FOLDER / "config.json").read_text())["config"]
     model = reference_lstm.build(config)
     model.load_state_dict(load_shipped(LSTM_FOLDER).state_dict())

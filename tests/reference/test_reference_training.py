@@ -183,7 +183,7 @@ def test_a_log_shorter_than_its_checkpoint_says_is_refused(tmp_path: Path) -> No
         ({"steps": 0}, "steps: expected more than 0"),
         ({"clip": math.nan}, "clip: expected more than 0, found nan"),
         ({"validation_rows": 1}, "validation_rows: expected at least 2"),
-        ({"model": "gru"}, "model: expected one of hybrid, lstm, found 'gru'"),
+        ({"model": "gru"}, "model: expected one of hybrid, lstm, transformer, found 'gru'"),
         ({"shape": {"heads": 4}}, "expected the keys layers, vocabulary, width; missing: none; unknown: heads"),
         ({"shape": {"width": 0.5}}, "LSTMConfig.width: expected a whole number of at least 1, found 0.5"),
         ({"model": "hybrid", "component_rates": {"mamba": 1, "ssm": 2}}, r"components .*\(rwkv, mamba\), found 'ssm'"),
