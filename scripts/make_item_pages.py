@@ -30,9 +30,6 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 EXAMPLE, READINGS = DOCS / "example" / "report.json", DOCS / "items" / "readings.json"
 WRITTEN = "<!-- Written by `make docs` from the code; edit the docstring, the suite or the table of faults. -->"
-NO_CULPRIT = {
-    "extended": "None is planted: this item reads a file and touches no model. Its tests write logs with each fault.",
-}
 
 
 def main() -> int:
@@ -137,8 +134,6 @@ def said(part: Verdict) -> str:
 
 def culprits(id: str, readings: dict[str, dict[str, str]]) -> str:
     """The faults that this item must catch, with what it says of each."""
-    if id in NO_CULPRIT:
-        return NO_CULPRIT[id]
     rows = [
         (f"`{fault.name}`", escape(fault.sin), f"`{part}`", escape(readings[fault.name].get(part, NOTHING)))
         for fault in FAULTS.values()
@@ -149,7 +144,10 @@ def culprits(id: str, readings: dict[str, dict[str, str]]) -> str:
         also = [fault.name for fault in FAULTS.values() if any(belongs(part, id) for part in fault.follows)]
         seen = f" It fails, as a consequence, on {', '.join(f'`{name}`' for name in also)}." if also else ""
         return f"No fault is left to this item alone.{seen} See [the matrix](../culprits.md)."
-    text = "Faults that this item must catch, and what it says of each when it is planted in the selective counter"
+    text = (
+        "Faults that this item must catch, and what it says of each when it is planted in the selective counter, or a"
+        " fault of a branch in the two branches"
+    )
     command = "(`python scripts/make_readings.py`); the whole matrix is in [culprits](../culprits.md)."
     return f"{text} {command}\n\n" + table(("Fault", "What it does", "Caught by", "Reason given"), rows)
 

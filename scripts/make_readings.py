@@ -2,12 +2,14 @@
 
     python scripts/make_readings.py
 
-The model is the selective counter of the culprit matrix, layer 1 of 2; only the items in question are run.
+The model is the selective counter of the culprit matrix, layer 1 of 2; for faults of a branch the two branches, the
+first of them that can have the fault. Only the items in question are run.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -17,7 +19,7 @@ from statecheck.catalogue import ITEMS
 from statecheck.faults import FAULTS
 from statecheck.report.rows import asked_text
 from statecheck.testing import plant
-from statecheck.testing.calibration import selective_counter
+from statecheck.testing.calibration import selective_counter, trained, two_branch
 from statecheck.verdict import Verdict
 
 OUT = Path(__file__).resolve().parent.parent / "docs/items/readings.json"
@@ -37,13 +39,21 @@ def said(fault: str) -> dict[str, str]:
     parts = FAULTS[fault].caught_by
     if not parts:
         return {}
-    model, inputs = selective_counter()
-    only = [id for id in ITEMS if any(part.startswith(f"{id}.") for part in parts)]
-    report = sc.check_model(plant(model, fault), inputs=inputs, only=only)
+    found = {part.id: part for row in verdicts(fault) for part in row.parts if part.status is sc.Status.FAIL}
     for part in parts:
-        if report[part].status is not sc.Status.FAIL:
-            raise ValueError(f"{fault} is not caught: {part} is {report[part].status}: {report[part].reason}")
-    return {part: shortened(report[part]) for part in parts}
+        if part not in found:
+            raise ValueError(f"{fault} is not caught: {part} does not fail")
+    return {part: shortened(found[part]) for part in parts}
+
+
+def verdicts(fault: str) -> Iterable[Verdict]:
+    """What the items that must catch the fault say of it."""
+    chosen = FAULTS[fault]
+    model, inputs = two_branch() if chosen.branch else selective_counter()
+    if chosen.items == ("extended",):
+        return trained(chosen, model, inputs)
+    only = [id for id in ITEMS if any(part.startswith(f"{id}.") for part in chosen.caught_by)]
+    return sc.check_model(plant(model, fault), inputs=inputs, only=only)
 
 
 def shortened(part: Verdict) -> str:

@@ -1,6 +1,7 @@
 """The table of culprits: faults that `statecheck.testing.plant` puts into a healthy model, and who must catch them.
 
-`statecheck calibrate` plants each in every architecture and prints which checks failed.
+`statecheck calibrate` plants them and prints which checks failed: those of states in models of one component, those of
+branches in models of two.
 """
 
 from __future__ import annotations
@@ -8,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-#: The healthy models of the matrix; `statecheck.testing.calibration` makes them.
-ARCHITECTURES = ("selective-counter", "gru-filter")
+#: The healthy models of the matrix; `statecheck.testing.calibration` makes them. `reference` is the registered model.
+SINGLE, BRANCHED = ("selective-counter", "gru-filter"), ("two-branch", "reference")
+ARCHITECTURES = (*SINGLE, *BRANCHED)
 
 
 @dataclass(frozen=True)
 class Fault:
     """A fault: its sin, the part that must fail, the parts that it really breaks as well, a default severity.
 
-    `layered` faults sit in one layer, which the failing part must name.
+    `layered` faults sit in one layer, which the failing part must name; faults of a `branch` sit in one component,
+    which it must name, and are about the `items` named (others: about all).
     """
 
     name: str
@@ -26,8 +29,15 @@ class Fault:
     severity: float
     meaning: str
     layered: bool = True
+    branch: bool = False
+    items: tuple[str, ...] = ()
 
 
+#: The rows that compare components, and those that must say of one that it adds nothing. What memory is left may be
+#: worth nothing, so that there is nothing to share: `flow` may fail then, and need not.
+COMPARISONS = ("S4", "D3", "flow", "coupling", "gradient-ratio")
+_SILENT = ("S4.contribution", "D3.ratio", "coupling.ratio", "gradient-ratio.first_to_second")
+_SHARES = ("flow.share", "flow.memory")
 _ALL_MEMORY = ("D4.reach", "D4.readout")
 
 FAULTS: Mapping[str, Fault] = {
@@ -161,5 +171,102 @@ FAULTS: Mapping[str, Fault] = {
             0.01,
             "noise over the RMS of the state",
         ),
+        Fault(
+            "branch-off",
+            "the output of a branch is multiplied by zero",
+            _SILENT,
+            _SHARES,
+            0.0,
+            "what the output is multiplied by",
+            layered=False,
+            branch=True,
+            items=COMPARISONS,
+        ),
+        Fault(
+            "branch-faint",
+            "the output of a branch is multiplied by a hundredth",
+            ("D3.ratio", "coupling.ratio", "gradient-ratio.first_to_second"),
+            ("S4.contribution", *_SHARES),
+            0.01,
+            "what the output is multiplied by",
+            layered=False,
+            branch=True,
+            items=COMPARISONS,
+        ),
+        Fault(
+            "branch-detached",
+            "the output of a branch is detached: right in value, without gradient",
+            ("coupling.ratio", "coupling.gradient", "gradient-ratio.first_to_second"),
+            (),
+            1.0,
+            "share of the output that is detached",
+            layered=False,
+            branch=True,
+            items=COMPARISONS,
+        ),
+        Fault(
+            "branch-duplicated",
+            "a branch gives out what the other computes",
+            ("flow.share", "coupling.ratio", "gradient-ratio.first_to_second"),
+            ("S4.contribution", "D3.ratio"),
+            1.0,
+            "share of the output that is the other's",
+            layered=False,
+            branch=True,
+            items=COMPARISONS,
+        ),
+        Fault(
+            "gate-stuck",
+            "the gates that join the branches are stuck at the side of the other branch",
+            _SILENT,
+            _SHARES,
+            1.0,
+            "how far the gates are moved to that side",
+            layered=False,
+            branch=True,
+            items=COMPARISONS,
+        ),
+        Fault(
+            "branch-not-carried",
+            "each call finds the states of a branch at zero",
+            ("flow.share", "coupling.ratio", "D2.decay"),
+            ("D2.selection", "health.score"),
+            1.0,
+            "share of the states that is lost",
+            layered=False,
+            branch=True,
+            items=(*COMPARISONS, "D2"),
+        ),
+        Fault(
+            "constant-selection",
+            "what a layer of a branch keeps no longer depends on what is read",
+            ("D2.selection",),
+            (),
+            1.0,
+            "share of the retention that is its mean",
+            branch=True,
+            items=("D2",),
+        ),
+        Fault(
+            "learning-rate-0",
+            "the parameters of a branch are trained at a learning rate of zero",
+            ("extended.updates",),
+            ("extended.balance",),
+            0.0,
+            "what its learning rate is multiplied by",
+            layered=False,
+            branch=True,
+            items=("extended",),
+        ),
     )
 }
+
+
+def planted_in(architecture: str) -> tuple[str, ...]:
+    """The faults of the matrix for an architecture: of branches where there are some, else of states; and the control.
+
+    >>> planted_in("two-branch")[:3]
+    ('none', 'branch-off', 'branch-faint')
+    """
+    branched = architecture in BRANCHED
+    return tuple(name for name, fault in FAULTS.items() if name == "none" or fault.branch == branched)

@@ -170,14 +170,16 @@ class SlopeCheck:
 def check_slopes(at: Boundary, gradients: States, documents: int, generator: np.random.Generator) -> SlopeCheck | None:
     """Hold `gradients` (n, ...) of the losses at a boundary against central differences, for the first `documents`.
 
-    None where the loss moves neither by the gradient nor by the difference. Each document's direction is a random
+    None where the loss moves neither by the gradient nor by the difference. Where it moves by no more than rounding
+    does, as behind a gate of 1e-27, nothing is known of the error. Each document's direction is a random
     combination of all documents' deviations from their mean: of the size and shape of the states, in any coordinates.
     """
     rows = slice(0, documents)
     held = {name: value[rows].detach() for name, value in at.held.items()}
     mix = torch.from_numpy(generator.standard_normal((min(documents, at.n), at.n)) / math.sqrt(at.n))
     directions = {name: _mixed(mix, at.deviation(name)).to(held[name]) for name in gradients}
-    return _agreed([_tried(at, rows, held, directions, gradients, step) for step in STEPS])
+    rounding = torch.finfo(getattr(torch, at.model.facts.dtype)).eps * float(at.losses(held, rows).norm())
+    return _agreed([_tried(at, rows, held, directions, gradients, step) for step in STEPS], rounding)
 
 
 def _mixed(mix: Tensor, value: Tensor) -> Tensor:
@@ -200,8 +202,8 @@ def _tried(
     return rise.numpy(force=True) / (2 * step), predicted / (2 * step)
 
 
-def _agreed(tried: Sequence[tuple[Array, Array]]) -> SlopeCheck | None:
-    """The check from (difference, prediction) at each of STEPS.
+def _agreed(tried: Sequence[tuple[Array, Array]], rounding: float) -> SlopeCheck | None:
+    """The check from (difference, prediction) at each of STEPS; `rounding` is what losses are known to.
 
     What is left over must not depend on the step. Of neighbouring steps the two that agree best are kept: at larger
     ones curvature shows, at smaller ones rounding. By what they differ, the difference is not known.
@@ -212,7 +214,7 @@ def _agreed(tried: Sequence[tuple[Array, Array]]) -> SlopeCheck | None:
     unknown = [float(np.linalg.norm(b - a)) for a, b in itertools.pairwise(left)]
     sizes = [max(float(np.linalg.norm(rise)), float(np.linalg.norm(predicted))) for rise, predicted in tried[1:]]
     usable = [i for i, size in enumerate(sizes) if math.isfinite(unknown[i]) and math.isfinite(size) and size > 0]
-    if not usable:
+    if not any(2 * STEPS[i + 1] * sizes[i] > rounding for i in usable):
         return SlopeCheck(1.0, 0.0, math.inf, STEPS[-1], math.nan)
     best = min(usable, key=lambda i: unknown[i] / sizes[i])
     error, spread = float(np.linalg.norm(left[best + 1])) / sizes[best], unknown[best] / sizes[best]

@@ -21,7 +21,13 @@ from statecheck.faults import FAULTS
 from statecheck.protocol import Capability
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-WITH_SNIPPETS = ["README.md", "docs/wrapping.md", "docs/adding_a_probe.md"]
+WITH_SNIPPETS = [
+    "README.md",
+    "docs/wrapping.md",
+    "docs/adding_a_probe.md",
+    "docs/components.md",
+    "docs/reference_hybrid.md",
+]
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)")
 COMMAND = re.compile(r"(?:^ {4}|`|\$ )statecheck (?P<word>[a-z][a-z-]*)", re.MULTILINE)
 NUMBER = re.compile(r"\d[\d.]*(?:e[-+]?\d+)?")

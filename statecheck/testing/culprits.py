@@ -11,16 +11,34 @@ from torch import Tensor
 
 from statecheck.errors import UsageError
 from statecheck.faults import FAULTS, Fault
-from statecheck.protocol import Capability, ModelFacts, StatefulModel, States
-from statecheck.recording import groups
+from statecheck.protocol import Capability, ModelFacts, StateFacts, StatefulModel, StateKind, States
+from statecheck.testing.component_culprits import plant_in_branch
+
+#: The faults that make sense in a cache of keys and values, whose entries are written once and grow in number.
+OF_CACHES = (
+    "none",
+    "nan-at-step-k",
+    "reset-every-k",
+    "not-carried",
+    "shared-across-batch",
+    "output-ignores-state",
+    "non-deterministic",
+)
 
 
 def plant(
-    model: StatefulModel, fault: str, *, severity: float | None = None, layer: int | None = None
+    model: StatefulModel,
+    fault: str,
+    *,
+    severity: float | None = None,
+    layer: int | None = None,
+    component: str | None = None,
 ) -> StatefulModel:
     """The model with a fault in it. `layer` defaults to the last; `severity` to the fault's own.
 
-    The model needs SET_STATES and RESET. Raises :class:`UsageError` for an unknown fault.
+    `component` is for the faults of a branch, and defaults to the first that can have it. The model needs SET_STATES
+    and RESET, for faults of a branch REBUILD as well. Raises :class:`UsageError` for an unknown fault, and for one that
+    the model has no place for.
 
     >>> from statecheck.adapters import wrap
     >>> broken = plant(wrap(torch.nn.GRU(4, 4)), "nan-at-step-k", severity=3)
@@ -33,7 +51,12 @@ def plant(
     for capability in (Capability.SET_STATES, Capability.RESET):
         model.facts.require(capability)
     chosen = FAULTS[fault]
-    return Planted(model, chosen, chosen.severity if severity is None else severity, layer)
+    strength = chosen.severity if severity is None else severity
+    if chosen.branch:
+        return plant_in_branch(model, chosen, strength, component, layer)
+    if component is not None:
+        raise UsageError(f"fault {fault!r} sits in a layer, not in a component: say layer=N")
+    return Planted(model, chosen, strength, layer)
 
 
 class Planted:
@@ -41,10 +64,10 @@ class Planted:
 
     def __init__(self, inner: StatefulModel, fault: Fault, severity: float, layer: int | None) -> None:
         self.inner, self.fault, self.severity = inner, fault, severity
-        present = groups(inner.facts)
-        self.layer = present[-1].layer if layer is None else layer
-        own = [group for group in present if group.layer == self.layer or not fault.layered]
-        self.names = [n for group in own for n in group.names if inner.facts.states[n].recurrence != "derived"]
+        memory = _memory(inner.facts, fault)
+        self.layer = list(dict.fromkeys(state.layer for state in memory.values()))[-1] if layer is None else layer
+        own = {name: state for name, state in memory.items() if state.layer == self.layer or not fault.layered}
+        self.names = [name for name, state in own.items() if state.recurrence != "derived"]
         self.read = 0
 
     @property
@@ -114,6 +137,19 @@ class Planted:
             case "non-deterministic":
                 return after + self.severity * after.square().mean().sqrt() * torch.randn_like(after)
         return after
+
+
+def _memory(facts: ModelFacts, fault: Fault) -> dict[str, StateFacts]:
+    """Where faults are planted: the recurrent states, or the caches of a model that has no other memory."""
+    recurrent = {name: state for name, state in facts.states.items() if state.kind.recurrent}
+    if recurrent:
+        return recurrent
+    if fault.name not in OF_CACHES:
+        raise UsageError(
+            f"fault {fault.name!r} sits in a recurrent state, and {facts.title} has none;"
+            f" a cache can have {', '.join(OF_CACHES)}"
+        )
+    return {name: state for name, state in facts.states.items() if state.kind is StateKind.KV}
 
 
 def _one_unit(value: Tensor, other: Tensor) -> Tensor:
