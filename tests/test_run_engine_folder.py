@@ -87,7 +87,7 @@ def test_changed_weights_of_a_registered_model_are_refused(tmp_path: Path) -> No
     done = statecheck("run", *S0, "--out", tmp_path / "run")
     assert done.returncode == 0, done.stderr
     subject = json.loads((tmp_path / "run" / "subject.json").read_text())
-    weights = next(path for path in subject["sources"] if path.endswith("lstm"))
+    weights = next(path for path in subject["sources"] if path.endswith("hybrid"))
     subject["sources"][weights] = "the digest of other weights"
     (tmp_path / "run" / "subject.json").write_text(json.dumps(subject))
     again = statecheck("run", *S0, "--out", tmp_path / "run")

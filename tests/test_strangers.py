@@ -107,10 +107,13 @@ class TestWhatRowsSay:
     def test_a_transformer_has_no_recurrent_state_to_judge(self) -> None:
         model = wrapped("transformer")
         report = sc.check_model(model, inputs=documents(model))
-        for name in ("S2.dependence", "G3.5.cosine", "D1.growth", "D2.decay", "D4.reach", "health.score"):
+        for name in ("S2.dependence", "G3.5.cosine", "D1.growth", "D2.decay", "health.score"):
             assert report[name].status is sc.Status.NOT_APPLICABLE
         for name in ("S0", "S3", "S1.nonfinite", "S2.isolation", "D1.nonfinite", "D4.readout"):
             assert report[name].status is sc.Status.PASS
+        reach = report["D4.reach"]
+        assert reach.status is sc.Status.PASS
+        assert reach.measurements[0].where.state == "the output", "what is left of the past is asked of what it says"
 
     def test_retention_is_measured_beside_a_cache_that_grows(self) -> None:
         """Its rows can't be stacked over positions; half-lives of 0.9 .. 0.99 all the same."""
