@@ -338,6 +338,8 @@ def test_unknown_places_are_refused_with_what_is_known() -> None:
         plant(model, "branch-off", component="middle")
     with pytest.raises(UsageError, match="not in a component"):
         plant(model, "frozen", component="slow")
+    with pytest.raises(UsageError, match="sits in all layers of a component"):
+        plant(model, "branch-off", layer=0)
     with pytest.raises(UsageError, match="fast has none"):
         plant(model, "constant-selection", component="fast")
     with pytest.raises(UsageError, match=r"training\.train writes the log"):

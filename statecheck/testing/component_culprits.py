@@ -89,6 +89,8 @@ def plant_in_branch(
         raise UsageError(f"fault {fault.name!r} sits in one of several components, and {model.facts.title} has one")
     if component is not None and component not in names:
         raise UsageError(f"no component {component!r}: the model has {', '.join(names)}")
+    if layer is not None and not fault.layered:
+        raise UsageError(f"fault {fault.name!r} sits in all layers of a component: leave layer={layer} out")
     refused = []
     for name in names if component is None else [component]:
         inner = model.rebuild()  # type: ignore[attr-defined]
