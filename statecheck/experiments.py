@@ -30,8 +30,19 @@ from statecheck.protocol import Capability, ModelFacts, StatefulModel, States, f
 Donors = NDArray[np.int64]  # (times, n): for each time, the donor of each document
 Outputs = dict[str, list[Tensor]]  # name of a module -> its output at each call, in order
 
+AFTER = 64  # elements whose loss is taken after a boundary; no more than the training length
+OFFSETS = (0, 7, 19, 31)  # of the boundaries before the training length: no call length is in step with all
 CALL = 128  # tokens of one call: bounds the memory for outputs
 RECORD_BYTES = 512 * 2**20  # of recorded outputs; documents are ablated in as many groups as that takes
+
+
+def boundaries(last: int) -> list[int]:
+    """Elements after which documents are cut: `last` and three before it, closer together where `last` is under 64.
+
+    >>> boundaries(256), boundaries(16)
+    ([225, 237, 249, 256], [9, 12, 15, 16])
+    """
+    return sorted({max(1, last - offset * min(last, 64) // 64) for offset in OFFSETS})
 
 
 # Losses -----------------------------------------------------------------------------------------------------------

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 import statecheck as sc
 from statecheck.errors import CapabilityMissing, InputRefused
+from statecheck.experiments import boundaries
 from statecheck.plots import png
 from statecheck.probes import GradientStateCouplingAnalyzer
-from statecheck.probes.coupling import CouplingReading, boundaries
+from statecheck.probes.coupling import CouplingReading
 from statecheck.testing.branches import AdditiveBranches
 from statecheck.testing.oracles import topical_tokens
 from statecheck.testing.two_branch import TwoBranch, turning_levels

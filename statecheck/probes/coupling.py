@@ -20,7 +20,7 @@ from statecheck import plots
 from statecheck import states as functions
 from statecheck.dynamics import Array
 from statecheck.errors import InputRefused, ModelRaised
-from statecheck.experiments import loss_scale, loss_unit
+from statecheck.experiments import AFTER, boundaries, loss_scale, loss_unit
 from statecheck.gradients import Boundary, SlopeCheck, check_slopes, product, reached_states, require_gradients, totals
 from statecheck.probes.contract import ENOUGH_DOCUMENTS, Evidence, gather, lent
 from statecheck.protocol import ModelFacts, StatefulModel, States
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-AFTER = 64  # elements whose mean loss is differentiated
-BEFORE = (0, 7, 19, 31)  # elements from a boundary to the training length: aligned with no chunk
 CHECKED = 8  # documents whose gradients are held against differences
 
 Layer = tuple[str, int]  # (component, layer)
@@ -87,15 +85,6 @@ def _boundaries(evidence: Evidence) -> Iterator[tuple[int, Boundary]]:
     for position, held, _ in walk(model, stream, boundaries(last)):
         yield position, Boundary(model, held, stream[:, position : position + after + 1], scale)
         model.set_states(functions.clone(held))
-
-
-def boundaries(last: int) -> list[int]:
-    """Elements after which documents are cut: `last` and three before it, closer together where `last` is under 64.
-
-    >>> boundaries(256), boundaries(16)
-    ([225, 237, 249, 256], [9, 12, 15, 16])
-    """
-    return sorted({max(1, last - before * min(last, 64) // 64) for before in BEFORE})
 
 
 def _takes(model: StatefulModel, row: Tensor) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor
 from statecheck import plots
 from statecheck.dynamics import Array
 from statecheck.errors import CapabilityMissing, InputRefused, ModelRaised
+from statecheck.experiments import AFTER, boundaries
 from statecheck.probes.contract import Evidence, gather, lent
 from statecheck.protocol import Capability, ModelFacts, StatefulModel
 from statecheck.signals import gates
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-AFTER = 64  # tokens whose loss is taken after a boundary; no more than the training length
-OFFSETS = (0, 7, 19, 31)  # of the boundaries before the training length: no call length is in step with all
 MOST_COMPONENTS = 5  # 2^5 sets of components
 LAYER_SHARES = "share of the memory against layer"
 
@@ -137,7 +136,7 @@ def _measured(evidence: Evidence, *, heads: bool) -> Worth:
 
     def worth(last: int, after: int) -> Worth:
         generator = evidence.generator("flow")
-        return worth_of_memories(evidence.model, windows, _boundaries(last), after, generator, heads=heads)
+        return worth_of_memories(evidence.model, windows, boundaries(last), after, generator, heads=heads)
 
     try:
         return worth(length, min(AFTER, length))
@@ -145,15 +144,6 @@ def _measured(evidence: Evidence, *, heads: bool) -> Worth:
         after = min(AFTER, max(1, length // 2))
         note = f"the model takes no more than {length} tokens: it is cut {after} tokens before that"
         return replace(worth(max(1, length - after), after), notes=(note,))
-
-
-def _boundaries(last: int) -> list[int]:
-    """Tokens after which documents are cut, `last` and three before it; closer together where `last` is under 64.
-
-    >>> _boundaries(256), _boundaries(16)
-    ([225, 237, 249, 256], [9, 12, 15, 16])
-    """
-    return sorted({max(1, last - offset * min(last, 64) // 64) for offset in OFFSETS})
 
 
 def _means(values: Mapping[Key, Array]) -> dict[Key, float]:
