@@ -7,21 +7,24 @@ ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.statecheck-installed
 RUN_PYTEST := $(BIN)/python -m pytest
+CPU := kernels/statecheck_kernels/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test nightly lint format doctest docs docs-check outputs outputs-check wheel clean
+.PHONY: help setup demo test nightly lint format doctest docs docs-check outputs outputs-check bench wheel no-compiler clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## / \t/' | expand -t 16
 
-setup: $(INSTALLED)  ## make .venv and install statecheck with its test tools, as pinned in constraints.txt
+setup: $(INSTALLED)  ## make .venv, install statecheck with its test tools (constraints.txt), build the C++ library
 
-# The stamp is newer than what it was made from: running this again does nothing until one of them changes.
-$(INSTALLED): pyproject.toml constraints.txt
+# The stamp is newer than what it was made from: running this again does nothing until one of them changes. The folder
+# of the C++ sources is one of them: a file that went leaves its date there.
+$(INSTALLED): pyproject.toml constraints.txt setup.py $(CPU)/source_hash.py $(CPU)/src $(wildcard $(CPU)/src/*.?pp)
 	@command -v $(PYTHON) >/dev/null || { echo "no $(PYTHON) here: install Python 3.11 or later, or say make setup PYTHON=/path/to/python3" >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "statecheck needs Python 3.11 or later, found $$($(PYTHON) --version): say make setup PYTHON=/path/to/python3.12" >&2; exit 2; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS) -e '.[test,text]'
+	@$(BIN)/python -c 'from statecheck_kernels import cpu; print(cpu.reason() or "compiled library: " + cpu.instruction_set())'
 	@touch $@
 
 demo: setup  ## check the bundled model on bundled text; the report is in statecheck-runs/demo
@@ -30,21 +33,22 @@ demo: setup  ## check the bundled model on bundled text; the report is in statec
 test: setup  ## all tests but the slow ones
 	$(RUN_PYTEST) $(ARGS)
 
-nightly: setup lint docs-check doctest outputs-check wheel  ## everything, slow tests too
+nightly: setup lint docs-check doctest outputs-check wheel no-compiler  ## everything, slow tests too
 	$(RUN_PYTEST) -m '' $(ARGS)
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/mypy scripts examples
+	$(BIN)/mypy scripts examples kernels/bench.py
 
 format: setup  ## let ruff put the code in order
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-doctest: setup  ## the examples in docstrings
-	$(RUN_PYTEST) -q --doctest-modules statecheck reference_models/statecheck_reference
+doctest: setup  ## the examples in docstrings (those of the GPU kernels where triton is installed)
+	$(RUN_PYTEST) -q --doctest-modules statecheck reference_models/statecheck_reference kernels/statecheck_kernels \
+		$$($(BIN)/python -c 'import triton' 2>/dev/null || echo --ignore=kernels/statecheck_kernels/triton_form)
 
 docs: setup  ## write the generated pages again (docs/items, tables in README.md and docs/culprits.md)
 	$(BIN)/python scripts/make_item_pages.py
@@ -63,8 +67,14 @@ outputs-check: setup  ## fail if the demo (run before, or now) or the culprit ma
 	@test -e statecheck-runs/demo/report.json || VENV=$(VENV) scripts/demo.sh
 	$(BIN)/python scripts/paste_outputs.py --check
 
+bench: setup  ## time the kernels beside their peers (ARGS; peers: pip install -c constraints.txt '.[peers]')
+	$(BIN)/python kernels/bench.py $(ARGS)
+
 wheel: setup  ## build the wheel and prove that it works from another directory
 	VENV=$(VENV) scripts/check_wheel.sh
 
+no-compiler: setup  ## install from source where there is no C++ compiler, and prove that it works
+	VENV=$(VENV) scripts/check_without_compiler.sh
+
 clean:  ## remove what the other targets made, .venv and run directories apart
-	rm -rf build dist statecheck.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist statecheck.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis $(CPU)/_cpu.so $(INSTALLED)

@@ -4,7 +4,7 @@
 # statecheck itself comes from the wheel alone, which is asserted.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-unset PYTHONPATH
+unset PYTHONPATH STATECHECK_KERNELS_FORM
 bin=$(cd "${VENV:-.venv}/bin" && pwd)
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
@@ -28,11 +28,24 @@ cd "$scratch/elsewhere"
 import sys
 
 import statecheck
+import statecheck_kernels
 import statecheck_reference
 
-for package in (statecheck, statecheck_reference):
+for package in (statecheck, statecheck_kernels, statecheck_reference):
     assert package.__file__.startswith(sys.argv[1]), f"{package.__name__} comes from {package.__file__}"
-print(f"statecheck {statecheck.__version__} and statecheck_reference are those of the wheel")
+print(f"statecheck {statecheck.__version__}, statecheck_kernels and statecheck_reference are those of the wheel")
+PYTHON
+"$fresh/python" - "$wheel" <<'PYTHON'
+import sys
+
+import torch
+from statecheck_kernels import cpu, wkv6
+
+x = torch.ones(1, 3, 2, 4)
+form = wkv6(x, x, x, -x, torch.ones(2, 4)).form
+expected = "chunked" if sys.argv[1].endswith("-any.whl") else "cpu"
+assert form == expected, f"wkv6 ran in the form {form}, expected {expected}: {cpu.reason()}"
+print(f"wkv6 runs in the form {form} ({cpu.reason() or cpu.instruction_set()})")
 PYTHON
 "$fresh/statecheck" ls >ls.txt
 grep -q '^  reference  *statecheck_reference.registry:reference$' ls.txt

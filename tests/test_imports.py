@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import statecheck_kernels
 
 import statecheck
 
@@ -20,7 +21,7 @@ ROWS = (
     "errors protocol wording atomic escaping",
     "verdict states statistics dynamics tasks",
     "plots",
-    "tracing recording experiments transplants gradients signals checkpoint",
+    "tracing recording observing proving gathering experiments transplants gradients signals checkpoint",
     "adapters",
     "laws probes",
     "benchmarks monitor",
@@ -123,6 +124,46 @@ def test_no_sibling_package_is_imported() -> None:
         named += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
         for other in ("statecheck_reference", "statecheck_kernels"):
             assert not [one for one in named if one.split(".")[0] == other], f"{name} imports {other}"
+
+
+def top_level_imports(path: Path) -> set[str]:
+    """First names of what a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module, f"{path} imports relatively"
+            found.add(node.module.split(".")[0])
+    return found
+
+
+KERNELS = Path(statecheck_kernels.__file__).parent
+KERNEL_FILES = sorted(str(path.relative_to(KERNELS)) for path in KERNELS.rglob("*.py"))
+
+
+@pytest.mark.parametrize("name", KERNEL_FILES)
+def test_kernels_import_torch_alone(name: str) -> None:
+    allowed = {"torch", "statecheck_kernels", *sys.stdlib_module_names}
+    if name.startswith("triton_form/"):
+        allowed.add("triton")
+    assert top_level_imports(KERNELS / name) <= allowed
+
+
+def test_kernels_load_without_triton() -> None:
+    code = """
+import sys
+sys.modules["triton"] = None
+import statecheck_kernels, statecheck_kernels.cpu, statecheck_kernels.triton_form
+print({name: usable for name, usable, _ in statecheck_kernels.describe()}["triton"])
+"""
+    assert run(code) == "False\n"
+
+
+def test_no_module_of_the_kernels_takes_the_name_of_a_public_function() -> None:
+    modules_and_folders = {Path(name).stem for name in KERNEL_FILES} | {Path(name).parent.name for name in KERNEL_FILES}
+    assert statecheck_kernels.__all__ == sorted(statecheck_kernels.__all__)
+    assert modules_and_folders & set(statecheck_kernels.__all__) == set()
 
 
 def run(code: str) -> str:

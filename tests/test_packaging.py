@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 import tomllib
 from pathlib import Path
@@ -10,15 +11,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-OURS = {"statecheck", "statecheck_reference"}
+OURS = {"statecheck", "statecheck_kernels", "statecheck_reference"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-#: Imported where pytest or the text extra is at hand already: in `parametrize_with_checks` and in scripts.
-ON_DEMAND = {"pytest"}
+SETUP = (ROOT / "setup.py").read_text("utf-8")
+#: Imported where it is at hand already, in `parametrize_with_checks`, and where its extra is asked for.
+ON_DEMAND = {"pytest", "triton"}
+FOLDERS = {
+    "statecheck": ROOT / "statecheck",
+    "statecheck_kernels": ROOT / "kernels/statecheck_kernels",
+    "statecheck_reference": ROOT / "reference_models/statecheck_reference",
+}
 
 
 def names(requirements: list[str]) -> set[str]:
     """Distribution names of requirement strings."""
-    return {requirement.split(">")[0].split("=")[0].strip().lower() for requirement in requirements}
+    return {requirement.split(";")[0].split(">")[0].split("=")[0].strip().lower() for requirement in requirements}
 
 
 def imported(folder: Path) -> set[str]:
@@ -33,19 +40,44 @@ def imported(folder: Path) -> set[str]:
     return found - set(sys.stdlib_module_names)
 
 
-@pytest.mark.parametrize("folder", ["statecheck", "reference_models/statecheck_reference"])
-def test_every_import_is_a_declared_dependency(folder: str) -> None:
-    found = {name.lower() for name in imported(ROOT / folder)} - OURS - ON_DEMAND
+@pytest.mark.parametrize("package", FOLDERS)
+def test_every_import_is_a_declared_dependency(package: str) -> None:
+    found = {name.lower() for name in imported(FOLDERS[package])} - OURS - ON_DEMAND
     assert found - names(PROJECT["dependencies"]) == set()
 
 
+@pytest.mark.parametrize("package", FOLDERS)
+def test_every_package_is_known_to_setuptools(package: str) -> None:
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]
+    assert ROOT / tool["setuptools"]["package-dir"][package] == FOLDERS[package]
+    assert "py.typed" in tool["setuptools"]["package-data"][package]
+    assert (FOLDERS[package] / "py.typed").exists()
+    assert package in tool["mypy"]["packages"]
+
+
+def test_every_source_of_the_library_is_in_its_hash_and_in_the_wheel() -> None:
+    """A file of another kind would be neither compared nor shipped."""
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]
+    assert {"cpu/src/*.cpp", "cpu/src/*.hpp"} <= set(tool["setuptools"]["package-data"]["statecheck_kernels"])
+    sources = list((FOLDERS["statecheck_kernels"] / "cpu/src").iterdir())
+    assert {path.suffix for path in sources} == {".cpp", ".hpp"}
+    assert [path.name for path in sources if path.suffix == ".cpp"] == ["_cpu.cpp"]
+
+
+def test_the_library_is_built_without_fast_math() -> None:
+    """Loading a library linked so makes the whole process flush small numbers to zero."""
+    assert re.findall(r'"(-ffast-math|-Ofast|-funsafe-math-optimizations|-march[^"]*)"', SETUP) == []
+    assert '"-O3"' in SETUP
+
+
 def test_every_dependency_is_imported() -> None:
-    found = imported(ROOT / "statecheck") | imported(ROOT / "reference_models/statecheck_reference")
+    found = set().union(*map(imported, FOLDERS.values()))
     assert names(PROJECT["dependencies"]) - {name.lower() for name in found} == set()
 
 
 def test_every_dependency_is_pinned_for_setup() -> None:
     lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
     pinned = names([line for line in lines if "==" in line])
-    wanted = names([*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]])
+    extras = PROJECT["optional-dependencies"]
+    wanted = names([*PROJECT["dependencies"], *(one for extra in extras.values() for one in extra)])
     assert wanted <= pinned
