@@ -2,7 +2,8 @@
 
 Built-ins stand in a literal table of strings, so that listing them imports neither torch nor the code itself. Plug-ins
 come in through the entry-point groups `statecheck.items` (a function labelled with `statecheck.probes.probe`) and
-`statecheck.models` (a :class:`statecheck.protocol.RegisteredModel`). A second owner of a name is refused.
+`statecheck.models` (a :class:`statecheck.protocol.RegisteredModel`). A second owner of a name is refused. The group
+`statecheck.backends` is for `statecheck doctor` alone: a function that tells which forms of its kernels run here.
 
 >>> ITEMS["D1"].title
 'Divergence: does the state grow past its trained length?'
@@ -168,6 +169,11 @@ def model_entry_points() -> dict[str, EntryPoint]:
             )
         found[point.name] = point
     return found
+
+
+def backend_entry_points() -> tuple[EntryPoint, ...]:
+    """What installed packages tell of the backends they bring, by name, not loaded: see :mod:`statecheck.doctor`."""
+    return tuple(sorted(entry_points(group="statecheck.backends"), key=lambda point: (point.name, point.value)))
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -134,6 +134,13 @@ def trace(
     model: Spec = None,
     data: Data = None,
     every: Annotated[int, typer.Option(min=1, help="Look at the state after each so many elements.")] = 16,
+    apart: Annotated[
+        int | None,
+        typer.Option(min=0, help="Cosines of states so many elements apart; 0: none. Default: --every, at least 64."),
+    ] = None,
+    path: Annotated[
+        str, typer.Option(metavar="auto|fused|generic", help="Statistics from the model itself, or from its states.")
+    ] = "auto",
     length: Annotated[
         int | None, typer.Option(min=1, help="Elements of each document; default: 4 training lengths.")
     ] = None,
@@ -156,7 +163,8 @@ def trace(
 
     asked = Asked(model, model_name, loader, device, dtype, data, tokenizer)
     limits = make_limits(cell_seconds=cell_seconds, load_seconds=load_seconds, max_memory=max_memory)
-    return single.trace(asked, every=every, length=length, rows=rows, seed=seed, out=out, fresh=fresh, limits=limits)
+    options = {"every": every, "apart": apart, "path": path, "length": length, "rows": rows}
+    return single.trace(asked, options, seed=seed, out=out, fresh=fresh, limits=limits)
 
 
 @app.command()

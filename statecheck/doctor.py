@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from statecheck.catalogue import backend_entry_points
 from statecheck.errors import StatecheckError
 from statecheck.probes.contract import ASSUMED_TRAINING_LENGTH, ENOUGH_DOCUMENTS, Evidence
 from statecheck.protocol import Capability, ModelFacts, fresh
-from statecheck.wording import listed, one_line
+from statecheck.wording import listed, one_line, raised
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from importlib.metadata import EntryPoint
+
     from statecheck.plan import Cell
     from statecheck.resolve import Subject
     from statecheck.session import Session
@@ -23,7 +27,7 @@ TOKENS = 64
 
 def examine(session: Session, cell: Cell) -> dict[str, Any]:
     """A cell of kind "doctor": the rows for the machine, and for the model where there is one."""
-    rows = machine()
+    rows = [*machine(), *backends(backend_entry_points())]
     if session.model is not None and session.evidence is not None:
         rows += of_model(session.model, session.evidence)
     return {"rows": [list(row) for row in rows]}
@@ -37,6 +41,32 @@ def machine() -> list[Row]:
         ("vector units", "ok", torch.backends.cpu.get_cpu_capability()),
         ("GPU", "note" if gpu == "none" else "ok", gpu),
     ]
+
+
+def backends(points: Iterable[EntryPoint]) -> list[Row]:
+    """What the plug-ins of the group `statecheck.backends` tell of themselves; one that fails gives a "no" row.
+
+    Each is a function without arguments that returns rows (what, is it usable here?, in words).
+    """
+    return [row for point in points for row in _told_by(point)]
+
+
+def _told_by(point: EntryPoint) -> list[Row]:
+    what = one_line(point.name, 40)
+    try:
+        found = list(point.load()())
+    except (Exception, SystemExit) as error:
+        return [(what, "no", f"{one_line(point.value, 80)} raised {raised(error)}")]
+    return [_backend(what, point, row) for row in found] or [(what, "no", "tells of no backend")]
+
+
+def _backend(what: str, point: EntryPoint, row: object) -> Row:
+    match row:
+        case (str(name), bool(usable), str(text)):
+            return (one_line(f"{what}: {name}", 60), "ok" if usable else "no", one_line(text))
+        case _:
+            expected = "expected rows (what: str, usable: bool, text: str)"
+            return (what, "no", f"{one_line(point.value, 80)}: {expected}, found {one_line(repr(row), 80)}")
 
 
 def of_model(subject: Subject, evidence: Evidence) -> list[Row]:

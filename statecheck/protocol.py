@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 States = dict[str, "Tensor"]
+#: Name of a state -> name of a statistic -> its values; see :class:`Observing`.
+Statistics = dict[str, dict[str, "Tensor"]]
 
 
 class StateKind(Enum):
@@ -58,6 +60,7 @@ class Capability(Enum):
     GRADIENT_STEP = "gradient_step"  # gradients reach the states given, in a call of one token
     GRADIENT_SEQUENCE = "gradient_sequence"  # the same, in a call of several tokens
     MODULES = "modules"  # every component names modules whose outputs can be ablated
+    STATISTICS = "statistics"  # forward_with_statistics tells what the states are while the model reads: `Observing`
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,11 @@ class StateFacts:
     bounds: tuple[float, float] | None = None
     recurrence: str | None = None
 
+    @property
+    def heads(self) -> int:
+        """Heads of the state: the size of its head axis, 1 where none is declared."""
+        return 1 if self.head_axis is None else self.shape[self.head_axis - 1]
+
 
 @dataclass(frozen=True)
 class ComponentFacts:
@@ -97,7 +105,10 @@ class ComponentFacts:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What a model declares of itself, or what `sc.wrap` found by trying it."""
+    """What a model declares of itself, or what `sc.wrap` found by trying it.
+
+    `backend` is what computed when the model was tried, in its own word: a form of a kernel, say.
+    """
 
     title: str
     inputs: str  # "tokens" or "vectors"
@@ -154,6 +165,28 @@ class StatefulModel(Protocol):
 
     def set_states(self, states: States | None) -> None:
         """Continue from `states`; None: forget everything."""
+
+
+class Observing(Protocol):
+    """What a model may offer beside its calls: statistics of its states, taken while it reads (`STATISTICS`).
+
+    States then need not leave the recurrence to be watched. The statistics of each recurrent state are those after
+    each `every` elements, counted from the start of the call, (batch, time // every, heads) each; heads is the size of
+    the state's head axis, 1 where none is declared. h is one of the n units of a head in one row:
+
+        square_sum    sum of h^2                               largest    largest |h|, NaN if any h is NaN
+        mean          mean of h                                nonfinite  units that are NaN or infinite
+        near_largest  units with finite |h| >= 0.99 M, where M is the largest finite magnitude that this row's head has
+                      held at any observed element so far, this one counted; 0 while M is 0
+        entropy       -sum p log p / log max(2, n) of p = h^2 / sum h^2; 0 for a zero state, NaN for one that is not
+                      finite; left out unless asked for
+        running       M at the end of the call, (batch, heads): what the next call is given, by name of the state
+    """
+
+    def forward_with_statistics(
+        self, inputs: Tensor, *, every: int, entropy: bool, running: Mapping[str, Tensor] | None
+    ) -> tuple[Tensor, Statistics]:
+        """Read `inputs` exactly as a call does; outputs and statistics. `running` is None at the start."""
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def _group(facts: ModelFacts, component: str, layer: int) -> Group:
     parts: list[Part] = []
     for name in names:
         state = facts.states[name]
-        heads = 1 if state.head_axis is None else state.shape[state.head_axis - 1]
+        heads = state.heads
         numbers = 2 if state.dtype.startswith("complex") else 1
         width = numbers * int(np.prod(state.shape, dtype=int)) // heads
         start = parts[-1].stop if parts else 0
@@ -95,10 +95,11 @@ def _group(facts: ModelFacts, component: str, layer: int) -> Group:
 
 def values(states: Mapping[str, Tensor], facts: ModelFacts, group: Group) -> Tensor:
     """The group's state as (n, D) float64: normalised, heads first, tensors side by side; complex units as pairs."""
-    return torch.cat([_real(units(states, name, facts.states[name])) for name in group.names], dim=1)
+    return torch.cat([real(units(states, name, facts.states[name])) for name in group.names], dim=1)
 
 
-def _real(value: Tensor) -> Tensor:
+def real(value: Tensor) -> Tensor:
+    """(n, units) with complex units as pairs of numbers side by side."""
     return torch.view_as_real(value).flatten(1) if value.is_complex() else value
 
 

@@ -2,40 +2,44 @@
 
 The model reads in chunks; the state is looked at after every `every` elements. What is kept is a row of statistics an
 observation (thinned by halves once there are `points` of them, so that their number is bounded), a ring of the last
-few states for cosines, and running means. Works for any model that can be observed.
+few states for cosines, and running means. Works for any model that can be observed: its states are read, or the model
+tells their statistics itself, from inside its recurrence, which gives the same numbers.
 """
 
 from __future__ import annotations
 
 import io
-import math
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from statecheck import plots
 from statecheck.atomic import atomic_write_bytes, atomic_write_text
-from statecheck.errors import InputRefused
-from statecheck.protocol import Capability, StatefulModel, fresh
-from statecheck.recording import Group, groups, values
+from statecheck.errors import ContractError, InputRefused, UsageError
+from statecheck.gathering import Cosines, Table
+from statecheck.observing import misfit, of_state
+from statecheck.protocol import Capability, ModelFacts, Observing, StatefulModel, Statistics, fresh
 from statecheck.verdict import Series, Where
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-LAGS = (1, 2, 4, 8, 16, 32)  # in units of `every`
-CENTRED_FROM = 4  # rows from which cosines are taken after the mean over rows is removed
+PATHS = ("auto", "fused", "generic")
+LEAST_APART = 64  # so that the fused path has calls worth their overhead
+FUSED_CALL, GENERIC_CALL = 1024, 64  # elements of a call at most, where nothing is said
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Statistics of a model's states over time. `every` is the final distance of observations, in elements read."""
+    """Statistics of a model's states over time.
+
+    `every` is the final distance of observations in elements, `path` says where the statistics come from.
+    """
 
     title: str
     length: int
@@ -44,12 +48,14 @@ class Trace:
     observations: tuple[Mapping[str, float | int | str], ...]
     cosines: tuple[Series, ...]
     first_nonfinite: int | None
+    path: str
 
     def to_frame(self) -> pd.DataFrame:
         """One line an observation and (component, layer).
 
         Columns: position, component, layer, rms (median over rows) with rms_low and rms_high (10 % and 90 %), mean,
-        largest, near_largest (share of units within 1 % of the largest magnitude seen in this layer so far), entropy
+        largest, near_largest (share of units that are finite and within 1 % of the largest finite magnitude that their
+        own row's head of the state has held at any observation so far; a state without heads is one head), entropy
         (-sum p log p / log D of p = h^2 / sum h^2, 0..1, depends on coordinates), nonfinite (share of values).
         """
         import pandas as pd
@@ -105,152 +111,147 @@ def trace(
     inputs: Tensor | Iterable[Tensor],
     every: int = 16,
     *,
-    chunk: int = 64,
+    apart: int | None = None,
+    chunk: int | None = None,
     points: int = 1024,
+    path: str = "auto",
 ) -> Trace:
     """Stream `inputs` through `model` from no history and look at the states after each `every` elements.
 
     `inputs` are (batch, time) ids or (batch, time, features) vectors, or an iterable of such pieces, which may be
-    endless as far as memory goes. Calls are at most `chunk` elements long. At most `points` observations are kept.
-    Raises :class:`InputRefused` when there are fewer than `every` elements.
+    endless as far as memory goes. Cosines are taken between states `apart` elements (a multiple of `every`; the
+    smallest that is 64 or more where None) and multiples of that away from each other; 0 leaves them out. Fewer than
+    `points` observations are kept.
+
+    `path` says where the statistics come from: "fused" asks the model (capability STATISTICS), which takes them inside
+    its recurrence, in calls as long as `chunk` (1,024) and `apart` allow; "generic" reads the states, in calls as long
+    as `chunk` (64) and `every` allow; "auto" is the first of these that can be had. The numbers are the same.
+
+    Raises :class:`InputRefused` when there are fewer than `every` elements, and :class:`UsageError` for a distance or
+    a path that can't be meant.
 
     >>> from statecheck.adapters import wrap
     >>> model = wrap(torch.nn.LSTM(4, 4, batch_first=True))
-    >>> trace(model, torch.zeros(2, 64, 4)).to_frame()[["position", "layer"]].values.tolist()
-    [[16, 0], [32, 0], [48, 0], [64, 0]]
+    >>> found = trace(model, torch.zeros(2, 64, 4))
+    >>> found.to_frame()[["position", "layer"]].values.tolist(), found.path[:38]
+    ([[16, 0], [32, 0], [48, 0], [64, 0]], 'generic: states read every 16 elements')
     """
-    kept = _Kept(model, every, points)
-    model = fresh(model)
-    step = min(chunk, every) if Capability.CHUNKS in model.facts.capabilities else 1
-    for piece in _pieces(inputs, every):
-        for start in range(0, every, step):
-            model(piece[:, start : start + step])
-        kept.look(model)
-    if not kept.read:
+    if every < 1 or points < 2:
+        raise UsageError(f"expected every >= 1 and points >= 2, found every={every}, points={points}")
+    apart = _apart(every, apart)
+    way = _way(model.facts, path, every, apart, chunk)
+    table, cosines = Table(model.facts, every, points), Cosines(model.facts, apart)
+    model, read, rows = fresh(model), 0, 0
+    running: dict[str, Tensor] = {}
+    for call in _calls(inputs, every, way.limit, apart):
+        found = _told(model, call, every, running) if way.fused else _read(model, call, way.step, running)
+        running = {name: of["running"] for name, of in found.items()}
+        rows, read = call.shape[0], read + call.shape[1]
+        table.add(found, call.shape[1] // every)
+        if apart and read % apart == 0:
+            cosines.look(model.get_states())
+    if not read:
         raise InputRefused(f"inputs: expected at least {every} elements (every={every})")
-    return kept.finished(model.facts.title)
+    lines = tuple(table.lines())
+    title, distance = model.facts.title, every * table.stride
+    return Trace(title, read, rows, distance, lines, cosines.curves(), table.first_nonfinite, way.words)
 
 
-def _pieces(inputs: Tensor | Iterable[Tensor], every: int) -> Iterator[Tensor]:
-    """Stretches of exactly `every` elements; a rest at the end is left out."""
+def _apart(every: int, apart: int | None) -> int:
+    """The distance of compared states: as asked, else the smallest multiple of `every` that is 64 or more."""
+    if apart is None:
+        return every * max(1, -(-LEAST_APART // every))
+    if apart < 0 or apart % every:
+        raise UsageError(f"apart={apart}: expected a multiple of every={every}, or 0 for no cosines")
+    return apart
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How the model is read: elements up to the next look, elements of a call, and what is said of it."""
+
+    fused: bool
+    limit: int
+    step: int
+    words: str
+
+
+def _way(facts: ModelFacts, path: str, every: int, apart: int, chunk: int | None) -> _Way:
+    if path not in PATHS:
+        raise UsageError(f"path {path!r}: expected {', '.join(PATHS)}")
+    most = (chunk or FUSED_CALL) if Capability.CHUNKS in facts.capabilities else 1
+    reason = "as asked for" if path == "generic" else _why_not_fused(facts, every, most)
+    if reason is None:
+        limit = min(most // every * every, apart or most)
+        calls = f"calls of up to {limit:,} elements"
+        return _Way(True, limit, limit, f"fused: statistics inside the recurrence (backend {facts.backend}), {calls}")
+    if path == "fused":
+        raise UsageError(f"path 'fused' can't be had: {reason}; take 'auto' or 'generic'")
+    step = min(chunk or GENERIC_CALL, every) if Capability.CHUNKS in facts.capabilities else 1
+    return _Way(False, every, step, f"generic: states read every {every:,} elements ({reason})")
+
+
+def _why_not_fused(facts: ModelFacts, every: int, most: int) -> str | None:
+    names = facts.names()
+    normalised = [name for name in names if facts.states[name].normaliser is not None]
+    if not names:
+        return "no state is recurrent"
+    if Capability.STATISTICS not in facts.capabilities:
+        return facts.missing.get(Capability.STATISTICS, "the model tells no statistics")
+    if normalised:
+        return f"state {normalised[0]!r} is looked at divided by {facts.states[normalised[0]].normaliser!r}"
+    if every > most:
+        return f"a call takes at most {most:,} elements"
+    return None
+
+
+def _told(model: StatefulModel, call: Tensor, every: int, running: Mapping[str, Tensor]) -> Statistics:
+    """Statistics that the model tells of a call, of its recurrent states."""
+    observing = cast(Observing, model)
+    _, found = observing.forward_with_statistics(call, every=every, entropy=True, running=running or None)
+    wrong = misfit(found, model.facts, call.shape[0], call.shape[1] // every, entropy=True)
+    if wrong:
+        raise ContractError(f"forward_with_statistics gave {wrong}")
+    return {name: found[name] for name in model.facts.names()}
+
+
+def _read(model: StatefulModel, call: Tensor, step: int, running: Mapping[str, Tensor]) -> Statistics:
+    """Statistics of the states after `call`, read in calls of `step` elements."""
+    for piece in call.split(step, dim=1):
+        model(piece)
+    states, facts = model.get_states(), model.facts
+    return {name: of_state(states, name, facts.states[name], running.get(name)) for name in facts.names()}
+
+
+def _calls(inputs: Tensor | Iterable[Tensor], every: int, limit: int, apart: int) -> Iterator[Tensor]:
+    """Stretches of whole multiples of `every`, at most `limit` long; none crosses a multiple of `apart`.
+
+    A rest at the end that is shorter than `every` is left out.
+    """
     parts: Iterable[Tensor] = (inputs,) if isinstance(inputs, Tensor) else inputs
     rest: Tensor | None = None
+    read = 0
     for part in parts:
         rest = part if rest is None or not rest.shape[1] else torch.cat([rest, part], dim=1)
-        whole = rest.shape[1] // every * every
-        yield from rest[:, :whole].split(every, dim=1) if whole else ()
-        rest = rest[:, whole:]
-
-
-@dataclass
-class _Kept:
-    """What a trace holds on to while it streams."""
-
-    model: StatefulModel
-    every: int
-    points: int
-    read: int = 0
-    rows: int = 0
-    stride: int = 1  # observations that make one kept line
-    seen: int = 0
-    first_nonfinite: int | None = None
-    lines: list[list[dict[str, float | int | str]]] = field(default_factory=list)
-    ring: deque[list[Tensor]] = field(default_factory=lambda: deque(maxlen=max(LAGS)))
-    largest: dict[tuple[str, int], float] = field(default_factory=dict)
-    cosines: dict[tuple[str, int, int], list[float]] = field(default_factory=dict)  # sum and count
-
-    def look(self, model: StatefulModel) -> None:
-        """Take in the state after another `every` elements."""
-        self.read += self.every
-        self.seen += 1
-        states = model.get_states()
-        kept = groups(model.facts)
-        now = [values(states, model.facts, group) for group in kept]
-        self.rows = now[0].shape[0] if now else 0
-        if self.first_nonfinite is None and not all(bool(torch.isfinite(h).all()) for h in now):
-            self.first_nonfinite = self.read
-        self._compare(kept, now)
-        self.ring.append(now)
-        statistics = [self._statistics(group, h) for group, h in zip(kept, now, strict=True)]
-        if self.seen % self.stride == 0:
-            self.lines.append(statistics)
-        if len(self.lines) >= self.points:
-            self.lines, self.stride = self.lines[1::2], 2 * self.stride
-
-    def _statistics(self, group: Group, h: Tensor) -> dict[str, float | int | str]:
-        key = (group.component, group.layer)
-        size = h.abs()
-        self.largest[key] = max(self.largest.get(key, 0.0), float(size.nan_to_num().max()))
-        low, middle, high = h.square().mean(dim=1).sqrt().quantile(h.new_tensor([0.1, 0.5, 0.9])).tolist()
-        near = (size >= 0.99 * self.largest[key]).double().mean() if self.largest[key] else h.new_zeros(())
-        return {
-            "position": self.read,
-            "component": group.component,
-            "layer": group.layer,
-            "rms": middle,
-            "rms_low": low,
-            "rms_high": high,
-            "mean": float(h.mean()),
-            "largest": float(size.max()),
-            "near_largest": float(near),
-            "entropy": _entropy(h),
-            "nonfinite": float((~torch.isfinite(h)).double().mean()),
-        }
-
-    def _compare(self, kept: list[Group], now: list[Tensor]) -> None:
-        for lag in LAGS:
-            if lag > len(self.ring):
-                break
-            for group, h, earlier in zip(kept, now, self.ring[-lag], strict=True):
-                cosine = _cosine(h, earlier)
-                if math.isfinite(cosine):
-                    total = self.cosines.setdefault((group.component, group.layer, lag), [0.0, 0.0])
-                    total[0] += cosine
-                    total[1] += 1
-
-    def finished(self, title: str) -> Trace:
-        """The trace."""
-        observations = tuple(row for line in self.lines for row in line)
-        kind = "centred cosine against lag" if self.rows >= CENTRED_FROM else "cosine against lag"
-        places = dict.fromkeys((component, layer) for component, layer, _ in self.cosines)
-        curves = []
-        for component, layer in places:
-            own = {lag: total for (c, la, lag), total in self.cosines.items() if (c, la) == (component, layer)}
-            x = tuple(float(lag * self.every) for lag in sorted(own))
-            y = tuple(own[lag][0] / own[lag][1] for lag in sorted(own))
-            label, where = f"{component}, layer {layer}", Where(component, layer)
-            curves.append(Series(kind, label, x, y, x_unit="tokens of lag", where=where))
-        every = self.every * self.stride
-        return Trace(title, self.read, self.rows, every, observations, tuple(curves), self.first_nonfinite)
-
-
-def _cosine(h: Tensor, earlier: Tensor) -> float:
-    """Mean over rows of the cosine; centred by the mean over rows where there are enough of them."""
-    if h.shape[0] >= CENTRED_FROM:
-        h, earlier = h - h.mean(dim=0), earlier - earlier.mean(dim=0)
-    norms = h.norm(dim=1) * earlier.norm(dim=1)
-    usable = norms > 0
-    if not bool(usable.any()):
-        return math.nan
-    return float(((h * earlier).sum(dim=1)[usable] / norms[usable]).mean())
-
-
-def _entropy(h: Tensor) -> float:
-    """Mean over rows of -sum p log p / log D, p = h^2 / sum h^2; 0 for a zero state, NaN for one that is not finite."""
-    energy = h.square()
-    p = energy / energy.sum(dim=1, keepdim=True).clamp_min(torch.finfo(h.dtype).tiny)
-    return float(-(torch.xlogy(p, p)).sum(dim=1).mean() / math.log(max(2, h.shape[1])))
+        while rest.shape[1] >= (length := min(limit, apart - read % apart) if apart else limit):
+            yield rest[:, :length]
+            rest, read = rest[:, length:], read + length
+    if rest is not None and (length := rest.shape[1] // every * every):
+        yield rest[:, :length]
 
 
 def trace_cell(session: Any, cell: Any) -> dict[str, Any]:
-    """A cell of kind "trace": the first `rows` documents over `length` elements, written into the run directory."""
+    """A cell of kind "trace": the first `rows` documents over `length` elements, written into the run directory.
+
+    Its options are every, apart, path (as :func:`trace` takes them), length and rows.
+    """
     evidence, options = session.evidence, cell.options
     length = options["length"] or 4 * evidence.training_length
     inputs = evidence.streams(length, most=options["rows"])
-    found = trace(evidence.model, inputs, options["every"])
+    found = trace(evidence.model, inputs, options["every"], apart=options["apart"], path=options["path"])
     files = [path.name for path in found.save(session.folder)]
     lost = f"; not finite from element {found.first_nonfinite}" if found.first_nonfinite else ""
     what = f"{found.rows} documents, {found.length} elements each, states every {found.every}{lost}"
-    summary = f"{found.title}: {what}; {evidence.source}"
+    summary = f"{found.title}: {what}; {evidence.source}; {found.path}"
     atomic_write_text(session.folder / "trace.txt", summary + "\n")
     return {"files": [*files, "trace.txt"], "summary": summary}

@@ -212,6 +212,33 @@ def test_trace_writes_a_table_and_pictures(tmp_path: Path) -> None:
     for line in done.stdout.splitlines()[1:]:
         assert Path(line).is_file()
     assert "state-rms.png" in done.stdout
+    said = "; generic: states read every 4 elements (the module has no forward_with_statistics: traces read its states)"
+    assert done.stdout.splitlines()[0].endswith(said)
+    assert (tmp_path / "trace" / "trace.txt").read_text().strip() == done.stdout.splitlines()[0]
+
+
+def test_trace_without_cosines_at_every_element(tmp_path: Path) -> None:
+    done = statecheck(
+        *("trace", "faulty_models:healthy", "--length", "20", "--every", "1", "--apart", "0", "--rows", "2"),
+        *("--out", tmp_path / "trace"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert len((tmp_path / "trace" / "states.csv").read_text().splitlines()) == 1 + 20
+    assert (tmp_path / "trace" / "cosines.csv").read_text() == "component,layer,lag,cosine\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--every", "4", "--apart", "6"], "apart=6: expected a multiple of every=4, or 0 for no cosines"),
+        (["--path", "fused"], "path 'fused' can't be had: the module has no forward_with_statistics"),
+    ],
+)
+def test_trace_refuses_what_can_not_be_meant(tmp_path: Path, options: list[str], said: str) -> None:
+    done = statecheck("trace", "faulty_models:healthy", "--length", "64", *options, "--out", tmp_path / "trace")
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert not (tmp_path / "trace").exists()
 
 
 def test_the_culprit_matrix_is_printed() -> None:

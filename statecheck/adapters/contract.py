@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from statecheck.errors import ContractError, ModelRaised, StatecheckError
 from statecheck.protocol import Capability, ComponentFacts, ModelFacts, SignalKind, StateFacts, StateKind, States
+from statecheck.proving import ELEMENTS, Reader, with_statistics
 from statecheck.states import clone, distance, relative, wide
 
 Patterns = Mapping[str, str | Sequence[str]]
@@ -195,11 +196,11 @@ def _guess_kind(value: Tensor, time_axis: int | None) -> StateKind:
     return StateKind.VECTOR if value.dim() <= 2 else StateKind.MATRIX
 
 
-class Trial(Protocol):
+class Trial(Reader, Protocol):
     """What discovery asks of an adapter: the protocol, without facts."""
 
-    def __call__(self, inputs: Tensor) -> Tensor: ...
-    def get_states(self) -> States: ...
+    @property
+    def backend(self) -> str: ...
     def set_states(self, states: States | None) -> None: ...
     def get_signals(self) -> dict[str, Tensor]: ...
 
@@ -233,7 +234,7 @@ def discover(make: Callable[[], Trial], module: nn.Module, declared: Declared, *
         capabilities |= {Capability.REBUILD}
     if all(component.modules for component in components.values()):
         capabilities |= {Capability.MODULES}
-    return ModelFacts(
+    facts = ModelFacts(
         title=declared.title or type(module).__name__,
         inputs="tokens" if declared.vocabulary else "vectors",
         vocabulary=declared.vocabulary,
@@ -245,11 +246,14 @@ def discover(make: Callable[[], Trial], module: nn.Module, declared: Declared, *
         capabilities=frozenset(capabilities),
         training_length=declared.training_length,
         missing=missing,
+        backend=adapter.backend,
         dtype=str(outputs.dtype).removeprefix("torch."),
         device=str(outputs.device),
         tokenizer=declared.tokenizer,
         signals={name: kind for name in adapter.get_signals() if (kind := _kind_of_signal(name, declared))},
     )
+    with quiet(module):
+        return with_statistics(make, module, facts, example(declared, parameter, 3, ELEMENTS))
 
 
 def _kind_of_signal(name: str, declared: Declared) -> SignalKind | None:

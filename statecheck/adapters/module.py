@@ -8,17 +8,18 @@ repaired: the module's own tensors go in by `set_states`, and its own forward ca
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from statecheck import states as functions
 from statecheck.adapters.contract import Declared, copy_without_history, discover
-from statecheck.errors import ContractError, ModelRaised, StatecheckError
-from statecheck.protocol import ModelFacts, States
+from statecheck.errors import CapabilityMissing, ContractError, ModelRaised, StatecheckError
+from statecheck.protocol import Capability, ModelFacts, States, Statistics
+from statecheck.wording import one_line
 
 
 class Nesting:
@@ -75,14 +76,36 @@ class ModuleAdapter:
         """
         self._check_inputs(inputs)
         options = {name: value for name, value in (("mask", mask), ("segments", segments)) if value is not None}
-        outputs = _output(_asking(self.module, inputs, **options))
-        if outputs.shape[:2] != inputs.shape[:2] or outputs.dim() != 3:
+        return self._checked(_asking(self.module, inputs, **options), inputs)
+
+    def forward_with_statistics(
+        self, inputs: Tensor, *, every: int, entropy: bool, running: Mapping[str, Tensor] | None
+    ) -> tuple[Tensor, Statistics]:
+        """A call that tells the statistics of the states as well: :class:`statecheck.protocol.Observing`.
+
+        Raises what a call raises, and :class:`CapabilityMissing` with the reason where they can't be used.
+        """
+        if self._facts is not None:
+            self._facts.require(Capability.STATISTICS)
+        offered = getattr(self.module, "forward_with_statistics", None)
+        if not callable(offered):
+            raise CapabilityMissing("the module has no forward_with_statistics: its states are read instead")
+        self._check_inputs(inputs)
+        given = _asking(offered, inputs, every=every, entropy=entropy, running=running)
+        if not (isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], Mapping)):
             raise ContractError(
-                f"the model's output has shape {tuple(outputs.shape)} for inputs {tuple(inputs.shape)}:"
-                " expected (batch, time, features)"
+                f"forward_with_statistics returned a {type(given).__name__}: expected (outputs, statistics), the second"
+                " a mapping of names of states"
             )
-        self._batch = inputs.shape[0]
-        return outputs
+        return self._checked(given[0], inputs), cast(Statistics, given[1])
+
+    @property
+    def backend(self) -> str:
+        """What computes, as the module's attribute `backend` tells it; "torch" if that is no word."""
+        told: object = None
+        with suppress(Exception):  # a property of the module's own
+            told = getattr(self.module, "backend", None)
+        return (one_line(told, 80) if isinstance(told, str) else "") or "torch"
 
     def get_states(self) -> States:
         """All that the module remembers, as tensors of the caller's own; {} before the first call."""
@@ -126,6 +149,17 @@ class ModuleAdapter:
         else:
             _asking(ways[-1])
         self._batch = None
+
+    def _checked(self, value: Any, inputs: Tensor) -> Tensor:
+        """The outputs in what a call returned; notes the batch."""
+        outputs = _output(value)
+        if outputs.shape[:2] != inputs.shape[:2] or outputs.dim() != 3:
+            raise ContractError(
+                f"the model's output has shape {tuple(outputs.shape)} for inputs {tuple(inputs.shape)}:"
+                " expected (batch, time, features)"
+            )
+        self._batch = inputs.shape[0]
+        return outputs
 
     def _check_inputs(self, inputs: Tensor) -> None:
         facts = self._facts

@@ -62,11 +62,12 @@ def _payload(folder: RunFolder, limits: Limits, id: str) -> Mapping[str, Any]:
     return result.payload
 
 
-def trace(
-    asked: Asked, *, every: int, length: int | None, rows: int, seed: int, out: Path | None, fresh: bool, limits: Limits
-) -> int:
-    """Write the states of the first documents over time as a table and as pictures; print which files."""
-    cell = Cell("trace", "trace", {"every": every, "length": length, "rows": rows})
+def trace(asked: Asked, options: Mapping[str, Any], *, seed: int, out: Path | None, fresh: bool, limits: Limits) -> int:
+    """Write the states of the first documents over time as a table and as pictures; print which files.
+
+    `options` are those of :func:`statecheck.tracing.trace_cell`: every, apart, path, length, rows.
+    """
+    cell = Cell("trace", "trace", options)
     plan = make_plan("trace", asked.request(), [cell], seed=seed, suite=None)
     with open_run(out or default_folder(asked.label, "trace"), plan, fresh=fresh) as folder:
         payload = _payload(folder, limits, "trace")

@@ -30,6 +30,7 @@ class Trusted(str):
     __slots__ = ()
 
 
+RAN = ("backend", "dtype", "device")  # facts of the model that have a row of their own
 VERDICTS = ("PASS", "FAIL", "INCONCLUSIVE")
 
 
@@ -64,6 +65,7 @@ def gate_markdown(report: Report) -> str:
     template = _environment().get_template("gate.md.j2")
     return template.render(
         report=report,
+        backend=_backend(report),
         answer=Trusted(answer(report, escape)),
         counts=counts(report),
         rows=[row_of(verdict) for verdict in report],
@@ -76,6 +78,7 @@ def statefulness_markdown(report: Report) -> str:
     template = _environment().get_template("statefulness_report.md.j2")
     return template.render(
         report=report,
+        backend=_backend(report),
         answer=Trusted(answer(report, escape)),
         counts=counts(report),
         sections=_sections(report),
@@ -160,10 +163,18 @@ def _sections(report: Report) -> list[tuple[Verdict, list[tuple[str, str]]]]:
     return sections
 
 
-def _facts(report: Report) -> dict[str, Any]:
-    """What the model declares, without the long list of its states."""
+def _backend(report: Report) -> str:
+    """What computed, in which dtype and where, as it was found when the model was tried."""
     facts = report.model.get("facts")
-    facts = dict(facts) if isinstance(facts, Mapping) else {}
+    facts = facts if isinstance(facts, Mapping) else {}
+    backend, dtype, device = (facts.get(name) or "not known" for name in RAN)
+    return f"{backend}, {dtype} on {device}" if any(facts.get(name) for name in RAN) else "not known"
+
+
+def _facts(report: Report) -> dict[str, Any]:
+    """What the model declares, without the long list of its states and what has a row of its own."""
+    facts = report.model.get("facts")
+    facts = {name: value for name, value in facts.items() if name not in RAN} if isinstance(facts, Mapping) else {}
     states, components = facts.pop("states", None), facts.pop("components", None)
     if states:
         facts["states"] = len(states)
