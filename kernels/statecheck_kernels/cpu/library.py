@@ -4,6 +4,8 @@
 """
 
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from ctypes import CDLL, RTLD_GLOBAL, c_char_p, c_int
 from functools import cache
 from pathlib import Path
@@ -46,6 +48,21 @@ def load() -> CDLL:
 def instruction_set() -> str:
     """The level of this processor that the library uses, for example "x86-64-v4"; RuntimeError without the library."""
     return _text(load(), "sk_instruction_set")
+
+
+@contextmanager
+def at_most(level: int) -> Iterator[str]:
+    """Use no more of the processor than `level` for a while: 1 what the compiler assumes, 2 AVX2, 3 AVX-512.
+
+    Gives the :func:`instruction_set` that is used then; for the whole process. RuntimeError without the library.
+    """
+    limit = load().sk_limit_instruction_set
+    limit.argtypes, limit.restype = (c_int,), c_int
+    limit(level)
+    try:
+        yield instruction_set()
+    finally:
+        limit(0)
 
 
 def threads() -> int:

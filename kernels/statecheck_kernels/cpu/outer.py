@@ -10,6 +10,8 @@ from torch.autograd.function import once_differentiable
 from statecheck_kernels.contract import Observe, Results
 from statecheck_kernels.cpu.records import Observer, Packing, Shape, Ssd, Wkv6, constant, put, room, run
 
+WORKERS = 8  # units of work that a backward pass of ssd is cut into where it may be
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -155,14 +157,24 @@ class SsdFunction(torch.autograd.Function):
         x, dt, A, B, C, D, saved = ctx.saved_tensors
         heads, groups = x.shape[2], B.shape[2]
         d_x, d_dt, d_state = room(x), room(dt), x.new_empty(ctx.state)
-        d_B, d_C = (y.new_empty(*y.shape[:2], heads, y.shape[3]) for y in (B, C))
+        parts = _parts(heads // groups, groups * ctx.state[0])
+        d_B, d_C = (y.new_empty(*y.shape[:2], groups * parts, y.shape[3]) for y in (B, C))
         d_A = A.new_zeros(len(d_state), heads)
         d_D = None if D is None else torch.zeros_like(d_A)
         dy = torch.zeros_like(x) if d_outputs is None else d_outputs
-        record = Ssd(groups=groups)
+        record = Ssd(groups=groups, parts=parts)
         ctx.plan.fill(record, saved)
         put(record, x=x, dt=dt, A=A, B=B, C=C, D=D, dy=dy, d_final=None if d_last is None else d_last.mT)
         put(record, d_x=d_x, d_dt=d_dt, d_A=d_A, d_B=d_B, d_C=d_C, d_D=d_D, d_initial=d_state.mT)
         run("sk_ssd_backward", record, x.dtype)
         d_B, d_C = (y.unflatten(2, (groups, -1)).sum(3) for y in (d_B, d_C))
         return d_x, d_dt, d_A.sum(0), d_B, d_C, None if d_D is None else d_D.sum(0), d_state, None
+
+
+def _parts(heads: int, groups: int) -> int:
+    """Into how many equal parts the heads of a group are cut, so that there is work for some threads.
+
+    What is summed over the heads of a group, the gradients of B and C, takes a buffer a part. Not by the number of
+    threads: the order of a sum may not depend on it.
+    """
+    return next(parts for parts in range(min(heads, max(1, WORKERS // groups)), 0, -1) if heads % parts == 0)

@@ -73,6 +73,7 @@ class Ssd(Structure):
     _fields_ = (
         *_OUTER,
         ("groups", c_int64),
+        ("parts", c_int64),
         *_views("x", "dt", "A", "B", "C", "D", "d_x", "d_dt", "d_A", "d_B", "d_C", "d_D"),
     )
 
@@ -133,7 +134,7 @@ def run(name: str, record: Structure, dtype: torch.dtype) -> None:
 
 
 def constant(name: str, *sizes: int) -> int:
-    """A size that the library chooses: `sk_outer_chunk` (of K and V), `sk_scan_chunk`, `sk_block`."""
+    """A size that the library chooses, as `sk_outer_chunk` of K and V."""
     function = getattr(load(), name)
     function.argtypes, function.restype = (c_int64,) * len(sizes), c_int64
     return int(function(*sizes))

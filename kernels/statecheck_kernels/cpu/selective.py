@@ -42,8 +42,7 @@ def selective_scan(
     inputs = tuple(None if y is None else y.to(state.dtype) for y in (x, dt, A, B, C, D))
     packing = Packing(x.shape[1], len(state), cu_seqlens, constant("sk_scan_chunk"))
     training = torch.is_grad_enabled() and any(y.requires_grad for y in (*inputs, state) if y is not None)
-    blocks = -(-x.shape[2] // constant("sk_block"))
-    plan = Plan(packing, blocks, Observer(observe, packing, heads=1), training)
+    plan = Plan(packing, constant("sk_blocks", x.shape[2]), Observer(observe, packing, heads=1), training)
     outputs, last = SelectiveScanFunction.apply(*inputs, state, plan)
     return outputs, last, plan.observer.statistics()
 
@@ -67,8 +66,8 @@ class SelectiveScanFunction(torch.autograd.Function):
         outputs, last = room(x), room(state)
         observing = plan.observer.observe is not None
         wanted = plan.training or observing
-        chunks = (plan.packing.chunks, plan.blocks, A.shape[1], constant("sk_block"))
-        saved = x.new_empty(chunks) if wanted else None
+        room_for = (plan.packing.chunks, plan.blocks, A.shape[1], constant("sk_saved_width", len(A)))
+        saved = x.new_empty(room_for) if wanted else None
         record = plan.record(A, saved)
         work = [x.new_zeros(n, dtype=torch.float64) for n in _work(plan)] if observing else []
         if observing:

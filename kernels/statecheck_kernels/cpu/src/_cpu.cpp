@@ -149,7 +149,8 @@ EXPORT int sk_threads() {
 
 EXPORT int64_t sk_outer_chunk(int64_t K, int64_t V) { return base::chunk_of(K, V); }
 EXPORT int64_t sk_scan_chunk() { return base::SCAN_CHUNK; }
-EXPORT int64_t sk_block() { return base::BLOCK; }
+EXPORT int64_t sk_blocks(int64_t channels) { return base::Scan{{}, channels}.blocks(); }
+EXPORT int64_t sk_saved_width(int64_t channels) { return base::Scan{{}, channels}.saved_width(); }
 
 EXPORT int sk_wkv6_forward(const base::Wkv6* p, int float64, int64_t threads) {
     return run(kernels(float64).wkv6_forward, p, p->sequences.count * p->shape.heads, threads);
@@ -164,7 +165,7 @@ EXPORT int sk_ssd_forward(const base::Ssd* p, int float64, int64_t threads) {
 }
 
 EXPORT int sk_ssd_backward(const base::Ssd* p, int float64, int64_t threads) {
-    return run(kernels(float64).ssd_backward, p, p->sequences.count * p->shape.heads, threads);
+    return run(kernels(float64).ssd_backward, p, p->sequences.count * p->groups * p->parts, threads);
 }
 
 EXPORT int sk_selective_forward(const base::Scan* p, int float64, int64_t threads) {

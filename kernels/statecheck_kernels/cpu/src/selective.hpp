@@ -18,7 +18,7 @@ struct Scan {
     View x, dt, A, B, C, D;  // (row, step, channel); A (channel, n); B, C (row, step, n); D (channel)
     View initial, final;     // (sequence, channel, n)
     View y;
-    void* checkpoints;    // (chunks of all sequences, blocks, N, BLOCK), or null
+    void* checkpoints;    // (chunks of all sequences, blocks, N * saved_width), or null
     Moments* moments;     // (sequence rows, observed steps, blocks), or null
     double* counts;       // the same
     double* thresholds;   // (sequence rows, observed steps): 0 where nothing is near
@@ -26,6 +26,7 @@ struct Scan {
     View d_x, d_dt, d_A, d_B, d_C, d_D;  // d_A (sequence, channel, n), d_D (sequence, channel); d_B, d_C (row, step, block, n)
 
     int64_t blocks() const { return (channels + BLOCK - 1) / BLOCK; }
+    int64_t saved_width() const { return at_most(BLOCK, round_up(channels, 16)); }  // of a checkpoint: whole vectors
     int64_t place(int64_t s, int64_t step) const { return statistics.place(sequences, s, step); }
 };
 
@@ -56,7 +57,7 @@ class ScanBlock {
     }
     T* checkpoint(int64_t chunk) const {
         const int64_t all = scan.sequences.chunks_before(s, SCAN_CHUNK) + chunk;
-        return static_cast<T*>(scan.checkpoints) + (all * scan.blocks() + block) * N * BLOCK;
+        return static_cast<T*>(scan.checkpoints) + (all * scan.blocks() + block) * N * scan.saved_width();
     }
     void rows(const View& from, int64_t first, int64_t steps, T* to) const {
         const int64_t b = scan.sequences.row(s), start = scan.sequences.start(s) + first;

@@ -64,18 +64,23 @@ INLINE Vec<T> larger(Vec<T> a, Vec<T> b) {
     return a > b ? a : b;
 }
 
-// 2^x with a relative error of 1e-7; NaN, infinities, and results below the smallest normal number included.
-INLINE Vec<float> exp2_of(Vec<float> x) {
-    using V = Vec<float>;
-    x = spread(-160.f) > x ? spread(-160.f) : x;
-    x = spread(200.f) < x ? spread(200.f) : x;
+INLINE Vec<float> rounded(Vec<float> x) {
 #if VECTOR_BYTES == 64
-    V whole = (V)_mm512_roundscale_ps((__m512)x, 0);
+    return (Vec<float>)_mm512_roundscale_ps((__m512)x, 0);
 #else
-    V shifted = x + spread(12582912.f);  // 1.5 * 2^23: adding it rounds to a whole number
-    V whole = shifted - spread(12582912.f);
+    const Vec<float> shifted = x + spread(12582912.f);  // 1.5 * 2^23: adding it rounds to a whole number
+    return shifted - spread(12582912.f);
 #endif
-    V f = x - whole;  // -0.5 .. 0.5
+}
+
+INLINE Vec<float> clamped(Vec<float> x, float least, float most) {  // NaN stays
+    x = spread(least) > x ? spread(least) : x;
+    return spread(most) < x ? spread(most) : x;
+}
+
+// 2^(whole + f) for -0.5 <= f <= 0.5, also where that is below the smallest normal number, or too large.
+INLINE Vec<float> power_of_2(Vec<float> whole, Vec<float> f) {
+    using V = Vec<float>;
     V p = spread(0.001326472731307149f);  // least largest relative error of degree 5 with p(0) = 1: 9e-8
     p = p * f + spread(0.009671512991189957f);
     p = p * f + spread(0.05550733581185341f);
@@ -85,18 +90,37 @@ INLINE Vec<float> exp2_of(Vec<float> x) {
 #if VECTOR_BYTES == 64
     return (V)_mm512_scalef_ps((__m512)p, (__m512)whole);
 #else
-    IntVec<float> n = __builtin_convertvector(whole, IntVec<float>);  // NaN gives any number here: p is NaN then
-    IntVec<float> half = n >> 1;                                      // two factors, so that each is normal
+    const IntVec<float> n = __builtin_convertvector(whole, IntVec<float>);  // NaN gives any number here: p is NaN then
+    const IntVec<float> half = n >> 1;                                      // two factors, so that each is normal
     return p * (V)((half + 127) << 23) * (V)((n - half + 127) << 23);
 #endif
+}
+
+// 2^x with a relative error of 1e-7 (that of x itself apart); NaN and infinities included.
+INLINE Vec<float> exp2_of(Vec<float> x) {
+#if VECTOR_BYTES == 64
+    const Vec<float> f = (Vec<float>)_mm512_reduce_ps((__m512)x, 0);  // x - rounded(x); 0 for infinities
+    return power_of_2(rounded(x), f);
+#else
+    x = clamped(x, -160.f, 200.f);
+    const Vec<float> whole = rounded(x);
+    return power_of_2(whole, x - whole);
+#endif
+}
+
+// e^x with a relative error of 1e-7 wherever that is normal: what x log2(e) loses by rounding is kept apart.
+INLINE Vec<float> exp_of(Vec<float> x) {
+    x = clamped(x, -110.f, 140.f);
+    const Vec<float> whole = rounded(x * spread(1.4426950408889634f));
+    const Vec<float> near = x - whole * spread(0.693145751953125f);  // ln 2 in two parts, the first exact times `whole`
+    const Vec<float> rest = near - whole * spread(1.4286068203094172e-06f);
+    return power_of_2(whole, rest * spread(1.4426950408889634f));
 }
 
 INLINE Vec<double> exp2_of(Vec<double> x) {  // float64 is here to be checked against, not to be fast
     for (int64_t i = 0; i < LANES<double>; ++i) x[i] = std::exp2(x[i]);
     return x;
 }
-
-INLINE Vec<float> exp_of(Vec<float> x) { return exp2_of(x * spread(1.4426950408889634f)); }
 
 INLINE Vec<double> exp_of(Vec<double> x) {
     for (int64_t i = 0; i < LANES<double>; ++i) x[i] = std::exp(x[i]);

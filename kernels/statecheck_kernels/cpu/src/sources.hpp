@@ -30,6 +30,12 @@ INLINE T dot(const T* a, const T* b, int64_t width) {
     return sum<T>(total);
 }
 
+template <typename T>
+INLINE void add_to_row(const View& to, int64_t b, int64_t t, int64_t h, const T* from, int64_t count) {
+    T* at = to.at<T>(b, t, h);
+    for (int64_t i = 0; i < count; ++i) at[i * to.stride[3]] += from[i];
+}
+
 // y += factor * x over whole vectors.
 template <typename T>
 INLINE void add_scaled(T* y, const T* x, T factor, int64_t width) {
@@ -150,8 +156,9 @@ struct Wkv6 : Outer {
 // Of Mamba-2, with K = N and V = P: y_t = C_t (a_t S_t-1 + B_t^T (dt_t x_t)) + D x_t, a_t = exp(dt_t A). So r_t is a_t C_t.
 struct Ssd : Outer {
     int64_t groups;
+    int64_t parts;  // of the heads of a group, for the gradients of B and C: one after the other they add to theirs
     View x, dt, A, B, C, D;                    // dt (row, step, head); A, D (head); B, C (row, step, group, channel)
-    View d_x, d_dt, d_A, d_B, d_C, d_D;        // d_B, d_C by head; d_A, d_D (sequence, head)
+    View d_x, d_dt, d_A, d_B, d_C, d_D;        // d_B, d_C by part; d_A, d_D (sequence, head)
 
     template <typename T>
     void begin(const Chunk<T>&) const {}
@@ -170,12 +177,14 @@ struct Ssd : Outer {
     void expect_gradients(const Chunk<T>& c, Wanted& wanted) const {
         for (int64_t t = 0; t < c.steps; ++t) {
             const int64_t b = row(c.s), at = time(c, t);
-            for (const View* to : {&d_B, &d_C}) expect_row<T>(*to, b, at, c.h, shape.K, wanted);
+            for (const View* to : {&d_B, &d_C}) expect_row<T>(*to, b, at, part(c.h), shape.K, wanted);
             expect_row<T>(d_x, b, at, c.h, shape.V, wanted);
         }
     }
 
     int64_t group(int64_t h) const { return h / (shape.heads / groups); }
+    int64_t heads_of_part() const { return shape.heads / groups / parts; }
+    int64_t part(int64_t h) const { return h / heads_of_part(); }
     template <typename T>
     T* decay(const Chunk<T>& c) const { return c.scalars; }
     template <typename T>
@@ -245,8 +254,13 @@ struct Ssd : Outer {
                 const Vec<T> skipped = D ? spread(skip) * load(dy_t + j) : Vec<T>{};
                 store(dv + j, spread(dt_t) * load(dv + j) + skipped);
             }
-            write_row(d_C, b, at, c.h, dr, shape.K);
-            write_row(d_B, b, at, c.h, dk, shape.K);
+            if (c.h % heads_of_part() == 0) {
+                write_row(d_C, b, at, part(c.h), dr, shape.K);
+                write_row(d_B, b, at, part(c.h), dk, shape.K);
+            } else {
+                add_to_row(d_C, b, at, part(c.h), dr, shape.K);
+                add_to_row(d_B, b, at, part(c.h), dk, shape.K);
+            }
             write_row(d_x, b, at, c.h, dv, shape.V);
             *d_dt.at<T>(b, at, c.h) = rate * d_log_a + d_size;
         }
