@@ -1,0 +1,155 @@
+"""One measurement of the reference hybrid, in a process of its own; :mod:`benchmarks.hybrid` starts these.
+
+    steps        a training step: 8 rows of 256 tokens, forward, backward, AdamW
+    statistics   4,096 tokens: bare, with the statistics of every state after every token, and with their entropy
+    long         so many pieces of 4,096 tokens with statistics, the states carried on; peak memory, and the time of a
+                 piece in the last quarter over that of one read alone
+
+The kernels' forms that ran are counted, so that a hybrid that does not use them is found out.
+"""
+
+import json
+import sys
+import time
+from collections import Counter
+from functools import partial
+from statistics import fmean, median
+from typing import Any
+
+import torch
+from statecheck_kernels import forms
+from statecheck_kernels.contract import Form
+from statecheck_reference.hybrid import HybridConfig, HybridLanguageModel
+from torch import Tensor
+from torch.nn import functional
+
+from benchmarks.bars import WITH_ENTROPY, WITHOUT_ENTROPY
+from benchmarks.clock import Call, interleaved
+from benchmarks.memory import peak, reset_peak
+from benchmarks.ours import relative_error
+
+ROWS, TIME, PIECE = 8, 256, 4096
+STEPS = 3
+SINGLE = 7  # readings of one piece
+METHOD = "forward_with_statistics"  # of the model: what the cost of statistics is measured on
+used: Counter[str] = Counter()
+
+
+def main(told: dict[str, Any]) -> dict[str, Any]:
+    """The figures that `told` asks for, as JSON can hold them."""
+    torch.set_num_threads(told["threads"])
+    torch.manual_seed(0)
+    _count_forms()
+    runs = {"steps": _steps, "statistics": _statistics, "long": _long}
+    found = runs[told["what"]](told)
+    return {**found, "forms": sorted(used)}
+
+
+def _count_forms() -> None:
+    load = forms.load
+
+    def counted(name: str) -> Form:
+        used[name] += 1
+        return load(name)
+
+    forms.load = counted
+
+
+def _steps(told: dict[str, Any]) -> dict[str, Any]:
+    model = HybridLanguageModel(HybridConfig())
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    rows, length = (2, 16) if told["quick"] else (ROWS, TIME)
+    tokens = torch.randint(model.config.vocabulary, (rows, length + 1))
+    wall, cpu = [], []
+    for n in range(1 + (1 if told["quick"] else STEPS)):
+        start, start_cpu = time.perf_counter(), time.process_time()
+        _step(model, optimiser, tokens)
+        if n:  # the first one warms up
+            wall.append(time.perf_counter() - start)
+            cpu.append(time.process_time() - start_cpu)
+    return {"wall": fmean(wall), "cpu": fmean(cpu)}
+
+
+def _step(model: HybridLanguageModel, optimiser: torch.optim.Optimizer, tokens: Tensor) -> None:
+    model.set_states(None)
+    logits = model(tokens[:, :-1])
+    loss = functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+    optimiser.zero_grad()
+    loss.backward()
+    optimiser.step()
+
+
+def _read(model: HybridLanguageModel, tokens: Tensor, entropy: bool | None) -> Any:
+    """One call from states of zero; `entropy` None for a bare one."""
+    model.set_states(None)
+    return _read_on(model, tokens, entropy)
+
+
+def _read_on(model: HybridLanguageModel, tokens: Tensor, entropy: bool | None) -> Any:
+    with torch.no_grad():
+        if entropy is None:
+            return model(tokens)
+        return getattr(model, METHOD)(tokens, every=1, entropy=entropy, running=None)
+
+
+def _statistics(told: dict[str, Any]) -> dict[str, Any]:
+    model = HybridLanguageModel(HybridConfig()).eval()
+    if not hasattr(model, METHOD):
+        return {"missing": f"HybridLanguageModel has no {METHOD}"}
+    length = 64 if told["quick"] else PIECE
+    tokens = torch.randint(model.config.vocabulary, (1, length))
+    calls: dict[str, Call] = {
+        name: partial(_read, model, tokens, entropy)
+        for name, entropy in (("bare", None), (WITHOUT_ENTROPY, False), (WITH_ENTROPY, True))
+    }
+    error, states = _error(model, tokens)
+    times = interleaved(calls, told["repeats"])
+    return {
+        "missing": "",
+        "error": error,
+        "states": states,
+        "tokens": length,
+        "times": {name: (measured.wall, measured.cpu) for name, measured in times.items()},
+    }
+
+
+def _error(model: HybridLanguageModel, tokens: Tensor) -> tuple[float, int]:
+    """Outputs beside those of a bare call, and the last energies beside those of the states that it left."""
+    bare = _read(model, tokens, None)
+    outputs, statistics = _read(model, tokens, True)
+    errors = [relative_error(outputs, bare)]
+    for name, state in model.get_states().items():
+        told = statistics[name]["square_sum"][:, -1].sum(-1)  # (B): over all heads
+        errors.append(relative_error(told, state.double().flatten(1).square().sum(1)))
+    return max(errors), len(errors) - 1
+
+
+def _long(told: dict[str, Any]) -> dict[str, Any]:
+    model = HybridLanguageModel(HybridConfig()).eval()
+    if not hasattr(model, METHOD):
+        return {"missing": f"HybridLanguageModel has no {METHOD}"}
+    piece = torch.randint(model.config.vocabulary, (1, 64 if told["quick"] else PIECE))
+    _read(model, piece, True)  # warms up
+    alone = [_seconds(partial(_read, model, piece, True)) for _ in range(SINGLE)]
+    model.set_states(None)
+    before = reset_peak()
+    seconds = [_seconds(partial(_read_on, model, piece, True)) for _ in range(told["pieces"])]
+    extra = peak() - before
+    late = seconds[-max(1, len(seconds) // 4) :]  # where time that grows with what was read would have grown most
+    return {
+        "missing": "",
+        "extra": extra,
+        "seconds": sum(seconds),
+        "late": median(late) / median(alone),
+        "tokens": told["pieces"] * piece.shape[1],
+    }
+
+
+def _seconds(call: Call) -> float:
+    start = time.process_time()
+    call()
+    return time.process_time() - start
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(json.loads(sys.argv[1]))))
