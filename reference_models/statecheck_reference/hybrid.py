@@ -29,6 +29,9 @@ from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import torch
+from statecheck_kernels import Observe
+from statecheck_kernels.forms import backend
+from statecheck_kernels.statistics import of_states
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -138,11 +141,23 @@ class Block(nn.Module):
         }
         return {name: signal.clone() for name, signal in found.items() if signal is not None}
 
-    def forward(self, stream: Tensor, states: States) -> tuple[Tensor, States]:
-        """(B, T, W) and this block's four states to the stream after it and the next four."""
+    def statistics(self) -> dict[str, dict[str, Tensor]]:
+        """Of the last call: the statistics that were asked for, by state."""
+        layers = {"rwkv": self.rwkv.statistics, "mamba": self.mamba.statistics}
+        found = {f"{layer}.{name}": own for layer, states in layers.items() for name, own in states.items()}
+        return {name: dict(own.items()) for name, own in found.items() if own is not None}
+
+    def forward(
+        self, stream: Tensor, states: States, observe: Mapping[str, Observe] | None = None
+    ) -> tuple[Tensor, States]:
+        """(B, T, W) and this block's four states to the stream after it and the next four.
+
+        `observe` asks for :meth:`statistics`, by the names that the states have here.
+        """
         normed = self.norm(stream)  # (B, T, W)
-        by_rwkv, shift, wkv = self.rwkv(normed, states["rwkv.shift"], states["rwkv.wkv"])
-        by_mamba, conv, ssm = self.mamba(normed, states["mamba.conv"], states["mamba.ssm"])
+        asked = {name.partition(".")[2]: one for name, one in (observe or {}).items()}
+        by_rwkv, shift, wkv = self.rwkv(normed, states["rwkv.shift"], states["rwkv.wkv"], asked)
+        by_mamba, conv, ssm = self.mamba(normed, states["mamba.conv"], states["mamba.ssm"], asked)
         gate = torch.sigmoid(self.fusion(normed))  # (B, T, W)
         self.gate = gate.detach()
         stream = stream + gate * by_rwkv + (1 - gate) * by_mamba
@@ -183,6 +198,44 @@ class HybridLanguageModel(CarriesStates):
         A call with no tokens returns (batch, 0, vocabulary) and changes nothing. Raises ValueError for inputs that are
         not (batch, time) ids of the vocabulary, and for another batch size than the states have.
         """
+        return self._read(inputs, {})
+
+    def forward_with_statistics(
+        self, inputs: Tensor, *, every: int, entropy: bool, running: Mapping[str, Tensor] | None
+    ) -> tuple[Tensor, dict[str, dict[str, Tensor]]]:
+        """Read `inputs` as a call does; logits, and by state its statistics after each `every` tokens of this call.
+
+        :class:`statecheck_kernels.StateStatistics` says which, all (batch, time // every, heads); its `running`, by
+        state, is what the next call is given (None at the start).
+
+        >>> model = HybridLanguageModel(HybridConfig(vocabulary=16, width=8, blocks=1, rwkv_heads=2, low_rank=2,
+        ...                             mamba_inner=16, mamba_heads=2, mamba_state=4, feed_forward=16))
+        >>> _, found = model.forward_with_statistics(torch.tensor([[3, 1, 4]]), every=1, entropy=False, running=None)
+        >>> {name: tuple(own["largest"].shape) for name, own in found.items()}
+        {'blocks.0.rwkv.shift': (1, 3, 1), 'blocks.0.rwkv.wkv': (1, 3, 2), \
+'blocks.0.mamba.conv': (1, 3, 1), 'blocks.0.mamba.ssm': (1, 3, 2)}
+        """
+        held = running or {}
+        logits = self._read(inputs, {name: Observe(every, entropy, held.get(name)) for name in self.state_shapes})
+        if logits.shape[1] == 0:  # no block has run
+            return logits, {name: self._unobserved(name, len(logits), entropy, held) for name in self.state_shapes}
+        own = {n: block.statistics() for n, block in self._numbered()}
+        return logits, {f"blocks.{n}.{name}": found for n, states in own.items() for name, found in states.items()}
+
+    def _unobserved(self, name: str, batch: int, entropy: bool, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The statistics of a state in a call without tokens: none, and `running` as it was."""
+        shape = self.state_shapes[name]
+        heads = shape[0] if len(shape) == 3 else 1  # wkv and ssm are a matrix a head
+        none = self.embedding.weight.new_zeros(batch, 0, heads, 1)
+        return dict(of_states(none, Observe(1, entropy, held.get(name))).items())
+
+    @property
+    def backend(self) -> str:
+        """What computed the recurrences of the last call."""
+        forms = {form for _, block in self._numbered() for form in (block.rwkv.form, block.mamba.form)}
+        return ", ".join(backend(form) for form in sorted(forms - {""})) or "no call yet"
+
+    def _read(self, inputs: Tensor, observe: Mapping[str, Observe]) -> Tensor:
         check_tokens(inputs, self.config.vocabulary, self._states)
         batch, time = inputs.shape
         if time == 0:
@@ -194,7 +247,8 @@ class HybridLanguageModel(CarriesStates):
         new_states: States = {}
         for n, block in self._numbered():
             own = {name: states[f"blocks.{n}.{name}"] for name in self.config.state_shapes}
-            stream, after = block(stream, own)  # (B, T, W)
+            asked = {name: observe[f"blocks.{n}.{name}"] for name in own} if observe else None
+            stream, after = block(stream, own, asked)  # (B, T, W)
             new_states |= {f"blocks.{n}.{name}": state for name, state in after.items()}
         self._states = new_states
         return functional.linear(self.norm(stream), self.embedding.weight)  # (B, T, V)

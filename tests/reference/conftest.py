@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import statecheck_kernels
 import torch
+from statecheck_kernels import forms
 from statecheck_reference.corpus import Corpus, build_corpus
 from statecheck_reference.settings import TrainingSettings
 
@@ -32,6 +34,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=["cpu", "chunked"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The recurrences of the hybrid run in this form, by the environment; a test is skipped where it can't run."""
+    name = str(request.param)
+    detail = {form: detail for form, usable, detail in statecheck_kernels.describe() if not usable}
+    if name in detail:
+        pytest.skip(f"{name}: {detail[name]}")
+    monkeypatch.setenv(forms.VARIABLE, name)
+    return name
 
 
 def write_texts(folder: Path) -> Path:

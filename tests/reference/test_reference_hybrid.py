@@ -8,8 +8,11 @@ import numpy as np
 import paper
 import pytest
 import torch
-from agreement import FIXED, KINDS, SEEDS, TOLERANCE, error, generator, log_decays, pieces, randomised
+from agreement import FIXED, TOLERANCE, both_forms, error, randomised
+from cuts import KINDS, SEEDS, generator, log_decays, pieces
 from hypothesis import given, settings
+from hypothesis import strategies as st
+from statecheck_kernels import Observe, Scan
 from statecheck_reference import mamba2, rwkv6
 from statecheck_reference.carrying import States
 from statecheck_reference.hybrid import HybridConfig, HybridLanguageModel
@@ -77,13 +80,15 @@ def off_over_cuts(model: HybridLanguageModel, seed: int, lengths: list[int]) -> 
     return max(found)
 
 
+@both_forms
 @settings(deadline=None, max_examples=12)
-@given(SEEDS, pieces(), KINDS)
+@given(SEEDS, pieces(), st.sampled_from(KINDS))
 def test_whole_in_pieces_and_token_by_token_agree(seed: int, lengths: list[int], kind: str) -> None:
     assert off_over_cuts(model_of(seed, kind, torch.float64), seed, lengths) < TOLERANCE[torch.float64] / 2
 
 
-@pytest.mark.parametrize("kind", ["mild", "extreme", "by channel"])
+@both_forms
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("lengths", FIXED)
 def test_whole_in_pieces_and_token_by_token_agree_in_float32(lengths: list[int], kind: str) -> None:
     assert off_over_cuts(model_of(len(lengths), kind), 1, lengths) < TOLERANCE[torch.float32] / 2
@@ -96,9 +101,10 @@ def test_a_branch_that_forgets_between_calls_is_caught(
     """The commonest fault: calls of several tokens start from nothing, single tokens go on from the state."""
     right = getattr(module, name)
 
-    def forgetful(*arguments: Tensor) -> tuple[Tensor, Tensor]:
+    def forgetful(*arguments: Tensor, statistics: Observe | None = None) -> Scan:
         *others, state = arguments
-        return right(*others, state if others[0].shape[1] == 1 else torch.zeros_like(state))
+        kept = state if others[0].shape[1] == 1 else torch.zeros_like(state)
+        return right(*others, kept, statistics=statistics)
 
     monkeypatch.setattr(module, name, forgetful)
     assert off_over_cuts(model_of(0, dtype=torch.float64), 1, [7, 5]) > 100 * TOLERANCE[torch.float32]
@@ -108,6 +114,7 @@ def rms(x: np.ndarray, gain: Tensor) -> np.ndarray:
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * gain.detach().numpy()
 
 
+@both_forms
 def test_the_model_is_its_glossary() -> None:
     """The equations at the head of hybrid.py over the layers written anew from their papers, in numpy."""
     model = model_of(5, dtype=torch.float64)
@@ -137,6 +144,7 @@ def test_the_model_is_its_glossary() -> None:
     assert error(logits[0], torch.from_numpy(rms(stream, model.norm.weight) @ table.T)) < TOLERANCE[torch.float64]
 
 
+@both_forms
 def test_rows_of_a_batch_do_not_meet(model: HybridLanguageModel) -> None:
     inputs = ids(3, 40)
     together, states = model(inputs), model.get_states()
@@ -146,6 +154,7 @@ def test_rows_of_a_batch_do_not_meet(model: HybridLanguageModel) -> None:
         assert all(error(state[0], states[name][row]) < 1e-5 for name, state in model.get_states().items())
 
 
+@both_forms
 @pytest.mark.parametrize("name", ["rwkv.wkv", "rwkv.shift", "mamba.ssm", "mamba.conv"])
 @pytest.mark.parametrize("block", [0, 1])
 def test_every_state_matters(model: HybridLanguageModel, block: int, name: str) -> None:
@@ -187,6 +196,7 @@ def test_a_state_put_back_continues_where_it_was_taken(model: HybridLanguageMode
     assert torch.equal(model(ids(2, 4, seed=2)), expected)
 
 
+@both_forms
 def test_the_callers_tensors_and_the_models_never_meet(model: HybridLanguageModel) -> None:
     model(ids(2, 6))
     states = model.get_states()
@@ -270,6 +280,7 @@ def test_a_copy_after_a_call_remembers_and_goes_its_own_way(model: HybridLanguag
     assert not any(torch.equal(theirs[name], state) for name, state in own.items())
 
 
+@both_forms
 def test_another_precision_takes_the_memory_along(model: HybridLanguageModel) -> None:
     model(ids(2, 3))
     before = model.get_states()
@@ -296,6 +307,7 @@ def test_the_signals_are_those_of_the_last_call(model: HybridLanguageModel) -> N
 # ----------------------------------------------------------------------------------------------------------- gradients
 
 
+@both_forms
 @pytest.mark.parametrize("calls", [[1], [3], [2, 1, 2]])
 def test_gradients_reach_the_states_given(calls: list[int]) -> None:
     """Through every later call too, against finite differences in float64."""
@@ -313,6 +325,7 @@ def test_gradients_reach_the_states_given(calls: list[int]) -> None:
     )  # along random directions in each state
 
 
+@both_forms
 def test_gradients_flow_back_through_get_states() -> None:
     """Into the parameters of an earlier call, and through a round trip of the states by get and set."""
     model = model_of(3, dtype=torch.float64)
@@ -326,6 +339,7 @@ def test_gradients_flow_back_through_get_states() -> None:
     assert all(error(ours, wanted) < 1e-9 for ours, wanted in zip(found, expected, strict=True))
 
 
+@both_forms
 @pytest.mark.parametrize("kind", ["mild", "by channel"])
 def test_every_parameter_has_a_finite_gradient(kind: str) -> None:
     model = model_of(1, kind)

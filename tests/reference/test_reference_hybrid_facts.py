@@ -5,7 +5,8 @@ import math
 
 import pytest
 import torch
-from agreement import error
+from agreement import both_forms, error
+from statecheck_kernels.forms import backend
 from statecheck_reference.hybrid import HybridConfig, HybridLanguageModel
 from statecheck_reference.models import MODELS
 from test_reference_hybrid import SMALL, ids, model_of
@@ -15,7 +16,7 @@ import statecheck as sc
 from statecheck.protocol import Capability, StateKind
 
 
-def test_wrap_finds_the_facts() -> None:
+def test_wrap_finds_the_facts(form: str) -> None:
     model = model_of(0)
     components = {"rwkv": "blocks.*.rwkv.*", "mamba": "blocks.*.mamba.*"}
     wrapped = sc.wrap(
@@ -30,7 +31,8 @@ def test_wrap_finds_the_facts() -> None:
     )
     facts = wrapped.facts
     assert (facts.inputs, facts.vocabulary, facts.output_width, facts.dtype) == ("tokens", 23, 23, "float32")
-    assert facts.capabilities == frozenset(Capability)
+    assert facts.capabilities == frozenset(Capability)  # STATISTICS among them: what it tells is what its states are
+    assert facts.backend == backend(form)
     assert facts.states.keys() == model.state_shapes.keys()
     for name, state in facts.states.items():
         recurrent = name.endswith(("wkv", "ssm"))
@@ -55,6 +57,7 @@ def test_what_the_package_declares_is_what_is_found() -> None:
         assert named == [n for n, _ in model.named_parameters() if f".{component}." in n]
 
 
+@both_forms
 @pytest.mark.parametrize("name", ["rwkv.wkv", "mamba.ssm"])
 @pytest.mark.parametrize("block", [0, 1])
 def test_the_recurrence_is_diagonal_and_the_signal_is_its_logarithm(block: int, name: str) -> None:

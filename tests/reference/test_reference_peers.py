@@ -19,13 +19,24 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from agreement import TOLERANCE, error
+from agreement import TOLERANCE, both_forms, error
 from safetensors import safe_open
+from statecheck_kernels import Scan, forms, wkv6
 from statecheck_reference import mamba2, rwkv6
-from statecheck_reference.mamba2 import Mamba2Mixer, ssd_by_token
-from statecheck_reference.rwkv6 import TimeMix, wkv6, wkv6_by_token
+from statecheck_reference.mamba2 import Mamba2Mixer
+from statecheck_reference.rwkv6 import TimeMix
 from torch import Tensor, nn
 from torch.nn import functional
+from wrong_recurrences import (
+    decay_after_the_write,
+    decayed,
+    late_by_one,
+    read_before_the_write,
+    ssd_of,
+    tiled,
+    with_bonus,
+    without_silu,
+)
 
 FIXTURES = Path(__file__).parent / "peers"
 SCRIPT = Path(__file__).parents[2] / "scripts/make_peer_fixtures.py"
@@ -132,13 +143,13 @@ def by_our_time_mix(layer: TimeMix, peer: Peer) -> Arrays:
     return called_in_pieces(layer, peer, ("shift", "wkv"), ((width,), (layer.heads, head, head)))
 
 
-def by_recurrence(form: Callable[..., tuple[Tensor, Tensor]], peer: Peer, dtype: torch.dtype) -> Arrays:
+def by_recurrence(function: Callable[..., Scan], peer: Peer, dtype: torch.dtype) -> Arrays:
     sizes, outputs, found = peer.sizes, [], {}
     zeros = torch.zeros(sizes["batch"], sizes["heads"], sizes["key"], sizes["value"])
     state, bonus = peer.arrays.get("wkv.0", zeros).to(dtype), peer.arrays["u"].to(dtype)
     parts = (peer.arrays[name].to(dtype).split(sizes["pieces"], 1) for name in ("r", "k", "v", "log_w"))
     for n, piece in enumerate(zip(*parts, strict=True), start=1):
-        answers, state = form(*piece, bonus, state)
+        answers, state, *_ = function(*piece, bonus, state)
         outputs.append(answers)
         found[f"wkv.{n}"] = state
     return {**found, "outputs": torch.cat(outputs, 1)}
@@ -152,25 +163,35 @@ def sizes_of(peer: Peer) -> str:
     return "-".join(f"{name}{value}" for name, value in peer.sizes.items() if isinstance(value, int))
 
 
+@both_forms
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("peer", MIXERS, ids=sizes_of)
 def test_mamba2_is_that_of_transformers(peer: Peer, dtype: torch.dtype) -> None:
     assert largest(peer, by_our_mixer(our_mixer(peer).to(dtype), peer)) < TOLERANCE[dtype]
 
 
+@both_forms
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("peer", LAYERS, ids=sizes_of)
 def test_time_mix_is_the_rwkv6_layer_of_fla(peer: Peer, dtype: torch.dtype) -> None:
     assert largest(peer, by_our_time_mix(our_time_mix(peer).to(dtype), peer)) < TOLERANCE[dtype]
 
 
+@both_forms
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("form", [wkv6, wkv6_by_token])
 @pytest.mark.parametrize("peer", RECURRENCES, ids=sizes_of)
-def test_wkv6_is_the_naive_recurrence_of_fla(
-    peer: Peer, form: Callable[..., tuple[Tensor, Tensor]], dtype: torch.dtype
-) -> None:
-    assert largest(peer, by_recurrence(form, peer, dtype)) < TOLERANCE[dtype]
+def test_wkv6_is_the_naive_recurrence_of_fla(peer: Peer, dtype: torch.dtype) -> None:
+    assert largest(peer, by_recurrence(wkv6, peer, dtype)) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_the_reference_form_is_what_the_peers_say(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Step by step, as the papers write it: what all other forms are held against."""
+    monkeypatch.setenv(forms.VARIABLE, "reference")
+    for peer in RECURRENCES:
+        assert largest(peer, by_recurrence(wkv6, peer, dtype)) < TOLERANCE[dtype]
+    for peer in MIXERS:
+        assert largest(peer, by_our_mixer(our_mixer(peer).to(dtype), peer)) < TOLERANCE[dtype]
 
 
 def test_the_fixtures_are_what_they_should_be() -> None:
@@ -207,27 +228,8 @@ def test_mamba2_is_that_of_the_transformers_installed_here() -> None:
 # --------------------------------------------------------------------- proof that the comparisons can fail, one by one
 
 
-def decay_after_the_write(r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor, state: Tensor) -> Any:
-    """S_t = diag(w_t) (S_t-1 + k_t^T v_t): the current token's own decay is on what it writes."""
-    answers, last = [], state
-    for t in range(r.shape[1]):
-        answer, _ = wkv6_by_token(*(x[:, t : t + 1] for x in (r, k, v, log_w)), u, last)
-        answers.append(answer)
-        last = log_w[:, t].exp().unsqueeze(-1) * (last + k[:, t].unsqueeze(-1) * v[:, t].unsqueeze(-2))
-    return torch.cat(answers, 1), last
-
-
-def no_bonus(r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor, state: Tensor) -> Any:
-    return wkv6(r, k, v, log_w, torch.zeros_like(u), state)
-
-
-def bonus_for_one(r: Tensor, k: Tensor, v: Tensor, log_w: Tensor, u: Tensor, state: Tensor) -> Any:
-    """The current token counts as it does in plain linear attention."""
-    return wkv6(r, k, v, log_w, torch.ones_like(u), state)
-
-
-@pytest.mark.parametrize("mutant", [decay_after_the_write, no_bonus, bonus_for_one])
-def test_a_wrong_recurrence_is_not_flas(mutant: Callable[..., tuple[Tensor, Tensor]]) -> None:
+@pytest.mark.parametrize("mutant", [decay_after_the_write, with_bonus(0), with_bonus(1)])
+def test_a_wrong_recurrence_is_not_flas(mutant: Callable[..., Scan]) -> None:
     """In every case: the state after a single token shows what its answer can't."""
     for peer in RECURRENCES:
         assert largest(peer, by_recurrence(mutant, peer, torch.float64)) > 100 * TOLERANCE[torch.float32]
@@ -288,7 +290,7 @@ def weights_in_flas_order(layer: TimeMix, _: pytest.MonkeyPatch) -> TimeMix:
 
 TIME_MIX_MUTANTS = {
     "decay after the write": patched(rwkv6, "wkv6", decay_after_the_write),
-    "no bonus": patched(rwkv6, "wkv6", no_bonus),
+    "no bonus": patched(rwkv6, "wkv6", with_bonus(0)),
     "token shift not carried": first_state_not_carried,
     "norm over all channels": over_all_channels,
     "mixing without tanh": without_tanh(1),
@@ -318,42 +320,6 @@ def test_the_eps_of_the_norm_shows() -> None:
         assert largest(peer, by_our_time_mix(layer, peer)) > 100 * TOLERANCE[torch.float64]
 
 
-def decay_on_the_write(x: Tensor, log_decay: Tensor, write: Tensor, read: Tensor, state: Tensor) -> Any:
-    """h_t = a_t (h_t-1 + dt_t x_t B_t^T)."""
-    return ssd_by_token(x * log_decay.exp().unsqueeze(-1), log_decay, write, read, state)
-
-
-def read_before_the_write(x: Tensor, log_decay: Tensor, write: Tensor, read: Tensor, state: Tensor) -> Any:
-    """y_t = h_t-1 C_t, as RWKV reads, with no bonus."""
-    answers = []
-    for t in range(x.shape[1]):
-        heads = mamba2._to_heads(read[:, t : t + 1], x.shape[2])
-        answers.append(state @ heads[:, 0].unsqueeze(-1))
-        _, state = ssd_by_token(*(y[:, t : t + 1] for y in (x, log_decay, write, read)), state)
-    return torch.stack(answers, 1).squeeze(-1), state
-
-
-def tiled(x: Tensor, heads: int, axis: int = 2) -> Tensor:
-    """Groups repeated as a whole, 0 1 0 1, not neighbours first, 0 0 1 1."""
-    return torch.cat([x] * (heads // x.shape[axis]), axis)
-
-
-class LateByOne(nn.Module):
-    """A convolution that sees one token less."""
-
-    def __init__(self, convolution: nn.Conv1d) -> None:
-        super().__init__()
-        self.convolution, self.in_channels = convolution, convolution.in_channels
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.convolution(functional.pad(x, (1, -1)))
-
-
-def window_off_by_one(layer: Mamba2Mixer, _: pytest.MonkeyPatch) -> Mamba2Mixer:
-    layer.conv1d = LateByOne(layer.conv1d)  # type: ignore[assignment]
-    return layer
-
-
 def one_group_in_the_norm(layer: Mamba2Mixer, _: pytest.MonkeyPatch) -> Mamba2Mixer:
     layer.norm.groups = 1
     return layer
@@ -370,10 +336,11 @@ def gate_after_the_norm(self: mamba2.GatedRMSNorm, x: Tensor, z: Tensor) -> Tens
 
 
 MIXER_MUTANTS = {
-    "decay on the write": patched(mamba2, "ssd", decay_on_the_write),
+    "decay on the write": patched(mamba2, "ssd", ssd_of(decayed)),
     "read before the write": patched(mamba2, "ssd", read_before_the_write),
-    "groups repeated in another order": patched(mamba2, "_to_heads", tiled),
-    "window off by one": window_off_by_one,
+    "groups repeated in another order": patched(mamba2, "ssd", ssd_of(tiled)),
+    "window off by one": patched(mamba2, "causal_conv1d", late_by_one),
+    "no curve after the convolution": patched(mamba2, "causal_conv1d", without_silu),
     "window not carried": first_state_not_carried,
     "norm over all channels": one_group_in_the_norm,
     "gate after the norm": patched(mamba2.GatedRMSNorm, "forward", gate_after_the_norm),
