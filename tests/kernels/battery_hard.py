@@ -3,6 +3,7 @@
 import torch
 from drawing import (
     CONVOLUTION,
+    SCAN,
     SSD,
     TOLERANCE,
     WKV6,
@@ -59,6 +60,31 @@ def packed_extremes_agree(operation: Operation, form: str) -> None:
     found, expected = (run(operation, arguments, used, packed=packed) for used in (form, "reference"))
     assert bool(expected.state.isfinite().all())
     assert_close(results(found), results(expected), 1e-12)
+
+
+def softplus_agrees(operation: Operation, form: str) -> None:
+    """The step log(1 + exp(dt + bias)) in calls of one step and of more, where exp is nothing or overflows."""
+    if operation not in (SCAN, SSD):
+        return
+    asking = Operation(operation.name, operation.axes, operation.sizes, {"softplus": True})
+    for dtype in (torch.float64, torch.float32):
+        for steps in (1, 20):
+            arguments = drawn(operation, steps, dtype=dtype)
+            del arguments["state"], arguments["D"]  # all that is there is as large as the step
+            bias = torch.linspace(-1, 1, arguments["dt"].shape[-1], dtype=torch.float64).mul(16).round().div(16)
+            around = arguments["dt"].double().mul(16).round().div(16)  # sums of such numbers are exact
+            for value in (-1000, -80, -20, 0, 20, 30, 100, 1000):
+                dt = value + around
+                used = torch.logaddexp(dt + bias, torch.zeros((), dtype=torch.float64))
+                exact = {**arguments, "dt": used}
+                given = {**arguments, "dt": dt.to(dtype), "dt_bias": bias.to(dtype)}
+                what = f"steps of softplus({value})"
+                found, expected = results(run(asking, given, form)), results(oracle(operation, exact))
+                assert_close(found, expected, 2 * TOLERANCE[dtype], what)
+                grads, wanted = gradients(asking, given, form), expected_gradients(operation, exact)
+                wanted["dt"] = wanted["dt"] * (dt + bias).sigmoid()
+                wanted["dt_bias"] = wanted["dt"].sum((0, 1))
+                assert_close(grads, wanted, 10 * TOLERANCE[dtype], f"gradients at {what}", floor=TINY)
 
 
 def growth_agrees(operation: Operation, form: str) -> None:
@@ -215,6 +241,7 @@ def statistics_count_what_is_not_finite(operation: Operation, form: str) -> None
 HARD = (
     extreme_decays_agree,
     packed_extremes_agree,
+    softplus_agrees,
     growth_agrees,
     not_finite_goes_forward,
     not_finite_stays_in_its_sequence,

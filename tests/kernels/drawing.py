@@ -122,12 +122,15 @@ def gradients(
     packed: Sequence[int] | None = None,
     wanted: Sequence[str] | None = None,
 ) -> Arguments:
-    """Of one seeded weighting of all outputs and the last state, with respect to the arguments `wanted` (all)."""
+    """Of one seeded weighting of all outputs and the last state, with respect to the arguments `wanted` (all).
+
+    The weights are numbers that every dtype can hold: no gradient is rounded on its way in.
+    """
     names = list(arguments) if wanted is None else list(wanted)
     leaves = {name: x.detach().clone().requires_grad_(name in names) for name, x in arguments.items()}
     scan = run(operation, leaves, form, packed=packed)
     draw = torch.Generator().manual_seed(1)
-    weights = [torch.randn(x.shape, generator=draw, dtype=torch.float64) for x in (scan.outputs, scan.state)]
+    weights = [torch.randn(x.shape, generator=draw).bfloat16().double() for x in (scan.outputs, scan.state)]
     loss = (weights[0] * scan.outputs.double()).sum() + (weights[1] * scan.state.double()).sum()
     return gradients_of(loss, {name: leaves[name] for name in names})
 

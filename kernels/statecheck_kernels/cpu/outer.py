@@ -177,4 +177,4 @@ def _parts(heads: int, groups: int) -> int:
     What is summed over the heads of a group, the gradients of B and C, takes a buffer a part. Not by the number of
     threads: the order of a sum may not depend on it.
     """
-    return next(parts for parts in range(min(heads, max(1, WORKERS // groups)), 0, -1) if heads % parts == 0)
+    return next(parts for parts in range(min(heads, max(1, WORKERS // max(1, groups))), 0, -1) if heads % parts == 0)
