@@ -10,7 +10,7 @@ RUN_PYTEST := $(BIN)/python -m pytest
 CPU := kernels/statecheck_kernels/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test nightly lint format doctest docs docs-check outputs outputs-check bench wheel no-compiler clean
+.PHONY: help setup demo test nightly lint format doctest docs docs-check outputs outputs-check bench triton wheel no-compiler clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## / \t/' | expand -t 16
@@ -33,7 +33,7 @@ demo: setup  ## check the bundled model on bundled text; the report is in statec
 test: setup  ## all tests but the slow ones
 	$(RUN_PYTEST) $(ARGS)
 
-nightly: setup lint docs-check doctest outputs-check wheel no-compiler  ## everything, slow tests too
+nightly: setup lint docs-check doctest outputs-check wheel no-compiler triton  ## everything, slow tests too
 	$(RUN_PYTEST) -m '' $(ARGS)
 
 lint: setup  ## ruff and mypy
@@ -69,6 +69,9 @@ outputs-check: setup  ## fail if the demo (run before, or now) or the culprit ma
 
 bench: setup  ## time the kernels beside their peers (ARGS; peers: pip install -c constraints.txt '.[peers]')
 	$(BIN)/python kernels/bench.py $(ARGS)
+
+triton: setup  ## install triton (1 GB), so that the tests interpret its kernels and compile them for GPUs
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt triton
 
 wheel: setup  ## build the wheel and prove that it works from another directory
 	VENV=$(VENV) scripts/check_wheel.sh

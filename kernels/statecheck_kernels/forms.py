@@ -8,8 +8,9 @@ name none themselves.
 import importlib
 import importlib.util
 import os
+import warnings
 from functools import cache
-from typing import cast
+from typing import Any, cast
 
 import torch
 
@@ -34,7 +35,10 @@ def choose(device: torch.device, form: str | None = None) -> str:
     named = form or os.environ.get(VARIABLE)
     if named is None or named == "":
         best = {"cuda": "triton", "cpu": "cpu"}.get(device.type, "chunked")
-        return "chunked" if why_not(best, device) else best
+        if reason := why_not(best, device):
+            _tell(best, reason)
+            return "chunked"
+        return best
     source = "form" if form else f"the environment variable {VARIABLE}"
     if named not in FORMS:
         raise ValueError(f"{source} is {named!r}, expected one of {', '.join(FORMS)}")
@@ -42,6 +46,16 @@ def choose(device: torch.device, form: str | None = None) -> str:
         others = ", ".join(name for name in FORMS if not why_not(name, device))
         raise ValueError(f"{source} is {named!r}, which can't run here: {reason}; these can: {others}")
     return named
+
+
+@cache
+def _tell(best: str, reason: str) -> None:
+    """Say once that the slower form does the work, and why."""
+    warnings.warn(
+        f"statecheck_kernels runs its pure-torch form, which is slower, as {best!r} can't be used: {reason}",
+        RuntimeWarning,
+        stacklevel=5,  # whoever called wkv6, ssd, ...
+    )
 
 
 def load(name: str) -> Form:
@@ -91,11 +105,9 @@ def _instruction_set() -> str:
 def _describe_triton() -> tuple[str, bool, str]:
     if missing := _triton_missing():
         return "triton", False, missing
-    if torch.cuda.is_available():
-        return "triton", True, f"GPU kernels, on {torch.cuda.get_device_name()}"
-    if _interpreted():
+    if _triton_form().interpreted():
         return "triton", True, "interpreted on the CPU (TRITON_INTERPRET is set): right, and very slow"
-    return "triton", False, "torch finds no CUDA device"
+    return "triton", True, f"GPU kernels, on {torch.cuda.get_device_name()}"
 
 
 def _cpu_missing() -> str | None:
@@ -114,17 +126,15 @@ def _has(package: str) -> bool:
 
 
 def _triton_missing() -> str | None:
+    """Why triton's kernels can't run here, on any device; None if they can."""
     if not _has("statecheck_kernels.triton_form"):
         return "this installation has no package statecheck_kernels.triton_form"
-    if not _has("triton"):
-        return "triton is not installed: pip install triton (Linux, 200 MB and more)"
-    return None
+    return _triton_form().reason() or None
 
 
 def _triton_runs_on(device: torch.device) -> bool:
-    return device.type == "cuda" or (device.type == "cpu" and _interpreted())
+    return device.type == "cuda" or (device.type == "cpu" and bool(_triton_form().interpreted()))
 
 
-def _interpreted() -> bool:
-    """True if triton was told to run its kernels in Python on CPU tensors, which its own tests do."""
-    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+def _triton_form() -> Any:
+    return importlib.import_module("statecheck_kernels.triton_form")  # imports no triton

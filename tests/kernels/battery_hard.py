@@ -158,7 +158,7 @@ def denormals_stay(operation: Operation, form: str) -> None:
     assert float(found.outputs.abs().max()) > 0
 
 
-def _assert_statistics(found: StateStatistics | None, expected: StateStatistics | None, tolerance: float) -> None:
+def assert_statistics(found: StateStatistics | None, expected: StateStatistics | None, tolerance: float) -> None:
     """To `tolerance` of the largest, the mean to that of the largest unit, the entropy to that of 1; counts exactly."""
     assert found is not None
     assert expected is not None
@@ -185,7 +185,7 @@ def statistics_agree(operation: Operation, form: str) -> None:
             for observe in (Observe(), Observe(entropy=True), Observe(every=3, entropy=True), Observe(every=71)):
                 found = run(operation, arguments, form, observe=observe)
                 expected = oracle(operation, arguments, observe=observe)
-                _assert_statistics(found.statistics, expected.statistics, 4 * TOLERANCE[dtype])
+                assert_statistics(found.statistics, expected.statistics, 4 * TOLERANCE[dtype])
                 assert_close(results(found), plain, TOLERANCE[dtype])
 
 
@@ -200,7 +200,7 @@ def statistics_carry_on(operation: Operation, form: str) -> None:
         for running in (one.statistics.running, 100 * one.statistics.running):
             observe = Observe(every=every, running=running)
             found, expected = (run(operation, second, used, observe=observe) for used in (form, "reference"))
-            _assert_statistics(found.statistics, expected.statistics, 1e-11)
+            assert_statistics(found.statistics, expected.statistics, 1e-11)
     zeros = {n: x * 0 if n in ("state", "x", "v") else x for n, x in arguments.items()}
     nothing = run(operation, zeros, form, observe=Observe(entropy=True)).statistics
     assert nothing is not None
@@ -222,7 +222,7 @@ def statistics_of_packed_agree(operation: Operation, form: str) -> None:
         found, expected = (
             run(operation, arguments, used, packed=packed, observe=observe) for used in (form, "reference")
         )
-        _assert_statistics(found.statistics, expected.statistics, 1e-11)
+        assert_statistics(found.statistics, expected.statistics, 1e-11)
 
 
 def statistics_count_what_is_not_finite(operation: Operation, form: str) -> None:
@@ -232,7 +232,7 @@ def statistics_count_what_is_not_finite(operation: Operation, form: str) -> None
     flat, newest = state.view(state.shape[0], -1), state.shape[-1] - 1  # of a window: the last that is lost
     flat[0, newest], flat[1, newest] = torch.nan, -torch.inf
     found, expected = (run(operation, arguments, used, observe=Observe(entropy=True)) for used in (form, "reference"))
-    _assert_statistics(found.statistics, expected.statistics, 1e-11)
+    assert_statistics(found.statistics, expected.statistics, 1e-11)
     assert found.statistics is not None
     assert bool(found.statistics.nonfinite[:, 0].sum(-1).ge(1).all())
     assert bool(found.statistics.running.isfinite().all())

@@ -199,7 +199,13 @@ def test_a_form_that_can_not_run_says_why(monkeypatch: pytest.MonkeyPatch) -> No
     with pytest.raises(ValueError, match="form is 'cpu', which can't run here: the library was not built") as raised:
         causal_conv1d(x, weight, form="cpu")
     assert "these can: reference, chunked" in str(raised.value)
-    assert causal_conv1d(x, weight).form == "chunked"
+    forms._tell.cache_clear()
+    with pytest.warns(
+        RuntimeWarning, match="pure-torch form, which is slower, as 'cpu' can't be used: .*no compiler"
+    ) as told:
+        assert [causal_conv1d(x, weight).form for _ in range(3)] == ["chunked"] * 3
+    assert [warning.filename for warning in told] == [__file__]  # once, at the line that called
+    forms._tell.cache_clear()
     assert ("cpu", False, "the library was not built: no compiler") in statecheck_kernels.describe()
 
 
@@ -216,7 +222,9 @@ def test_the_best_form_of_a_device_is_taken(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(ValueError, match="it takes CPU tensors, these are on cuda:0; these can: reference, chunked"):
         forms.choose(torch.device("cuda:0"), "cpu")
     monkeypatch.setattr(forms, "_triton_missing", lambda: "triton is not installed")
-    assert forms.choose(torch.device("cuda:0")) == "chunked"
+    forms._tell.cache_clear()
+    with pytest.warns(RuntimeWarning, match="'triton' can't be used: triton is not installed"):
+        assert forms.choose(torch.device("cuda:0")) == "chunked"
 
 
 def test_the_environment_names_the_form_of_calls_that_name_none() -> None:
