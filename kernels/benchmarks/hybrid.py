@@ -99,5 +99,5 @@ def _long(settings: Settings) -> list[Row]:
     megabytes = " / ".join(f"{x['extra'] / 1e6:.1f}" for x in (long, short))
     return [
         _row(PEAK, f"{megabytes} MB beyond the model").with_ratio(Spread.of([memory])),
-        _row(A_TOKEN, f"{long['tokens']} tokens in {long['seconds']:.1f} s").with_ratio(Spread.of([long["late"]])),
+        _row(A_TOKEN, f"{long['tokens']} tokens in {long['seconds']:.1f} s").with_ratio(Spread.of(long["late"])),
     ]
