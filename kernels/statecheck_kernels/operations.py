@@ -173,9 +173,10 @@ class _Call:
 
     def widened(self, x: Maybe) -> Maybe:
         """Float64 where arithmetic is, else as it is: forms meet no mixture of float64 and narrower tensors."""
-        if x is None or self.state.dtype != torch.float64:
+        if x is None:
             return x
-        return x.to(torch.float64)
+        x = x.resolve_neg()  # forms may read memory
+        return x.to(torch.float64) if self.state.dtype == torch.float64 else x
 
     def step(self, dt: Tensor, bias: Tensor | None, softplus: bool) -> Tensor:
         """The step as used, in the dtype of the arithmetic where anything is done to it."""
@@ -216,5 +217,7 @@ def _prepare(
         checks.initial(state, (rows, *shape), f"of {name}" if sequences is None else "a sequence", first)
     tensors = [x for _, x, _ in given if x is not None] + ([] if state is None else [state])
     wide = torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
-    zeros = torch.zeros(rows, *shape, dtype=wide, device=first.device) if state is None else state.to(wide)
+    zeros = (
+        torch.zeros(rows, *shape, dtype=wide, device=first.device) if state is None else state.to(wide).resolve_neg()
+    )
     return _Call(forms.choose(first.device, form), zeros, sequences, state, first.dtype)

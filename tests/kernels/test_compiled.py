@@ -19,7 +19,7 @@ from drawing import (
     results,
     run,
 )
-from statecheck_kernels import Observe, StateStatistics
+from statecheck_kernels import Observe, StateStatistics, causal_conv1d, wkv6
 from statecheck_kernels.cpu import available, library, reason
 from torch import Tensor
 
@@ -74,7 +74,53 @@ def test_lesser_instruction_sets_pass_the_battery(level: int, case: Case) -> Non
     assert library.instruction_set() == best
 
 
+def test_boundaries_that_change_after_the_call_are_not_followed() -> None:
+    arguments = {n: x.requires_grad_() for n, x in drawn(WKV6, 10, batch=1, rows=2, dtype=torch.float32).items()}
+    starts = torch.tensor([0, 4, 10])
+
+    def gradient(changed: int) -> Tensor:
+        scan = wkv6(**arguments, cu_seqlens=starts, form="cpu")
+        starts[1] = changed
+        return torch.autograd.grad(scan.outputs.square().sum(), arguments["k"])[0]
+
+    expected = gradient(4)
+    assert torch.equal(gradient(6), expected)
+
+
+def test_a_negated_view_is_read_as_what_it_says() -> None:
+    x = torch.complex(torch.zeros(1, 6, 3), torch.randn(1, 6, 3)).conj().imag
+    assert x.is_neg()
+    weight = torch.randn(3, 2)
+    assert torch.equal(
+        causal_conv1d(x, weight, form="cpu").outputs, causal_conv1d(x.clone(), weight, form="cpu").outputs
+    )
+
+
+def test_an_infinite_weight_reaches_only_the_gradients_that_it_multiplies() -> None:
+    weight = torch.tensor([[torch.inf, 1.0]])
+    for form in ("reference", "cpu"):
+        x = torch.ones(1, 3, 1, requires_grad=True)
+        causal_conv1d(x, weight, form=form).outputs.sum().backward()
+        assert x.grad is not None
+        assert x.grad.flatten().tolist() == [torch.inf, torch.inf, 1.0]
+
+
 # -------------------------------------------------------------------------------------------- statistics in float32
+
+
+@by_operation
+def test_the_entropy_of_one_unit_is_0(operation: Operation) -> None:
+    ones = {
+        "wkv6": {"H": 2, "K": 1, "V": 1},
+        "selective_scan": {"D": 1, "N": 1},
+        "ssd": {"H": 2, "P": 1, "G": 1, "N": 1},
+    }
+    sizes = ones.get(operation.name, {"D": 1, "W": 2, "window": 1})
+    found, _ = observed(operation, drawn(operation, 9, sizes, dtype=torch.float32), 1)
+    assert found is not None
+    assert found.entropy is not None
+    assert not found.entropy.any()
+
 
 SIZES = {
     "wkv6": {"H": 2, "K": 33, "V": 40},

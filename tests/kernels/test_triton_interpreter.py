@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,13 @@ HERE = Path(__file__).parent
 KERNELS = Path(statecheck_kernels.__file__).parent.parent
 MISSING = importlib.util.find_spec("triton") is None
 needs_triton = pytest.mark.skipif(MISSING, reason="triton is not installed: pip install 'triton>=3.5'")
+
+
+@pytest.fixture(autouse=True)
+def _looked_up_anew() -> Iterator[None]:
+    triton_form._missing.cache_clear()
+    yield
+    triton_form._missing.cache_clear()
 
 
 @needs_triton

@@ -18,7 +18,9 @@ class Packing:
         self._cu = self._first_chunk = None
         self.chunks = rows * -(-steps // chunk)
         if cu_seqlens is not None:
-            self._cu = cu_seqlens.to(torch.int64).contiguous()
+            self._cu = cu_seqlens.to(
+                torch.int64, copy=True
+            ).contiguous()  # the caller's may change before the backward pass
             chunks = -(-(self._cu[1:] - self._cu[:-1]) // chunk)
             self._first_chunk = chunks.cumsum(0) - chunks
             self.chunks = int(chunks.sum())

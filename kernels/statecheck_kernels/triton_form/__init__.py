@@ -6,6 +6,7 @@ here is first called, not by importing this package.
 """
 
 import os
+from functools import cache
 from importlib import metadata
 
 import torch
@@ -27,14 +28,22 @@ def available() -> bool:
 
 def reason() -> str:
     """Why the form can't run here and what to do about it; empty where it can."""
+    if missing := _missing():
+        return missing
+    if not interpreted() and not torch.cuda.is_available():
+        return "no CUDA or ROCm device is visible; set TRITON_INTERPRET=1 before Python starts to run on CPU tensors"
+    return ""
+
+
+@cache
+def _missing() -> str:
+    """Why there is no triton to use; empty if there is. Looked up once: it reads a file."""
     try:
         version = metadata.version("triton")
     except metadata.PackageNotFoundError:
         return "triton is not installed: pip install 'triton>=3.5'"
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
         return f"triton {version} is too old, 3.5 or newer is needed: pip install 'triton>=3.5'"
-    if not interpreted() and not torch.cuda.is_available():
-        return "no CUDA or ROCm device is visible; set TRITON_INTERPRET=1 before Python starts to run on CPU tensors"
     return ""
 
 

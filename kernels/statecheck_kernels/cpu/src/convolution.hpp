@@ -108,7 +108,8 @@ void convolution_backward(const Convolution& all, int64_t unit) {
         for (int64_t t = 0; t < steps; ++t) {
             for (int64_t d = 0; d < wide; d += LANES<T>) {
                 Vec<T> total{};
-                for (int64_t w = 0; w <= past; ++w)
+                const int64_t beyond = first + t + past - (k.length - 1);  // weights that would meet steps after the last
+                for (int64_t w = beyond > 0 ? beyond : 0; w <= past; ++w)
                     total += load(k.weight + w * wide + d) * load(d_sums + (t + past - w) * wide + d);
                 store(d_x + d, total);
             }
@@ -121,7 +122,7 @@ void convolution_backward(const Convolution& all, int64_t unit) {
     for (int64_t d = 0; d < k.width; ++d) {
         for (int64_t i = 0; i < past; ++i) {
             T total = all.d_final && i >= k.length ? *all.d_final.at<T>(k.s, k.first_channel + d, i - k.length) : 0;
-            for (int64_t w = 0; w <= i && k.length > 0; ++w) total += k.weight[w * wide + d] * d_sums[(i - w) * wide + d];
+            for (int64_t w = i < k.length ? 0 : i - k.length + 1; w <= i; ++w) total += k.weight[w * wide + d] * d_sums[(i - w) * wide + d];
             *all.d_initial.at<T>(k.s, k.first_channel + d, i) = total;
         }
         for (int64_t w = 0; w < all.taps; ++w) *all.d_weight.at<T>(k.s, k.first_channel + d, w) = d_weight[w * wide + d];

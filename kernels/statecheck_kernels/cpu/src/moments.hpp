@@ -34,7 +34,7 @@ struct Moments {
 // The log term alone says whether the entropy is one of numbers: without a finite sum of squares there is none.
 inline double entropy_of(const Moments& m, double units) {
     if (!std::isfinite(m.square) || m.nonfinite > 0) return std::numeric_limits<double>::quiet_NaN();
-    if (m.square <= 0) return 0;
+    if (m.square <= 0 || units < 2) return 0;
     const double nats = std::log(m.square) - m.log / m.square;
     return (nats > 0 ? nats : 0) / std::log(units > 2 ? units : 2);
 }

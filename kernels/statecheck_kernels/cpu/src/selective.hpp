@@ -179,7 +179,8 @@ void scan_forward(const Scan& scan, int64_t unit) {
         k.wanted.clear();
         k.expect(scan.y, first, steps);
         for (const View* from : {&scan.x, &scan.dt}) k.expect(*from, first + steps, at_most(SCAN_CHUNK, length - first - steps));
-        for (int64_t i = 0; i < steps * k.wide; i += LANES<T>) store(k.y + i, load(k.D + i % k.wide) * load(k.x + i));
+        for (int64_t i = 0; i < steps * k.wide; i += LANES<T>)
+            store(k.y + i, scan.D ? load(k.D + i % k.wide) * load(k.x + i) : Vec<T>{});
         if (scan.checkpoints) std::memcpy(k.checkpoint(first / SCAN_CHUNK), k.state, k.N * k.wide * sizeof(T));
         if (!observing) scan_advance<T, PLAIN>(k, steps, k.state);
         else {

@@ -36,6 +36,14 @@ INLINE void add_to_row(const View& to, int64_t b, int64_t t, int64_t h, const T*
     for (int64_t i = 0; i < count; ++i) at[i * to.stride[3]] += from[i];
 }
 
+// Whether all numbers of a row, padded with zeros, are finite: 0 times anything else is NaN.
+template <typename T>
+INLINE bool finite(const T* row, int64_t width) {
+    Vec<T> zeros{};
+    for (int64_t i = 0; i < width; i += LANES<T>) zeros += load(row + i) * Vec<T>{};
+    return sum<T>(zeros) == 0;
+}
+
 // y += factor * x over whole vectors.
 template <typename T>
 INLINE void add_scaled(T* y, const T* x, T factor, int64_t width) {
@@ -124,9 +132,24 @@ struct Wkv6 : Outer {
     template <typename T>
     void own_answers(const Chunk<T>& c) const {
         for (int64_t t = 0; t < c.steps; ++t) {
-            const Vec<T> share = spread(present(c, t));
-            for (int64_t j = 0; j < c.wide_v; j += LANES<T>)
-                store(c.y + t * c.wide_v + j, share * load(c.v + t * c.wide_v + j));
+            const T share = present(c, t);
+            T *y_t = c.y + t * c.wide_v, *v_t = c.v + t * c.wide_v;
+            if (!std::isfinite(share) || !finite(v_t, c.wide_v)) {
+                as_written(c, t);
+                continue;
+            }
+            for (int64_t j = 0; j < c.wide_v; j += LANES<T>) store(y_t + j, spread(share) * load(v_t + j));
+        }
+    }
+
+    // The sums in the order of the formula, where another order is infinite or NaN and that is not.
+    template <typename T>
+    void as_written(const Chunk<T>& c, int64_t t) const {
+        const T *r_t = c.r + t * c.wide_k, *k_t = c.k + t * c.wide_k;
+        for (int64_t j = 0; j < shape.V; ++j) {
+            T total = 0;
+            for (int64_t i = 0; i < shape.K; ++i) total += r_t[i] * (c.bonus[i] * (k_t[i] * c.v[t * c.wide_v + j]));
+            c.y[t * c.wide_v + j] = total;
         }
     }
 
@@ -220,10 +243,27 @@ struct Ssd : Outer {
         for (int64_t t = 0; t < c.steps; ++t) {
             T* y_t = c.y + t * c.wide_v;
             if (D) copy_row(x, row(c.s), time(c, t), c.h, y_t, shape.V, c.wide_v);
+            if (!std::isfinite(present(c)[t]) || !finite(c.v + t * c.wide_v, c.wide_v)) {
+                as_written(c, t, skip);
+                continue;
+            }
             for (int64_t j = 0; j < c.wide_v; j += LANES<T>) {
                 const Vec<T> skipped = D ? spread(skip) * load(y_t + j) : Vec<T>{};
                 store(y_t + j, skipped + spread(present(c)[t]) * load(c.v + t * c.wide_v + j));
             }
+        }
+    }
+
+    // As in Wkv6; y holds x where there is a skip.
+    template <typename T>
+    void as_written(const Chunk<T>& c, int64_t t, T skip) const {
+        const T* read = C.at<T>(row(c.s), time(c, t), group(c.h));
+        for (int64_t j = 0; j < shape.V; ++j) {
+            T& y_t = c.y[t * c.wide_v + j];
+            T total = D ? skip * y_t : 0;
+            for (int64_t n = 0; n < shape.K; ++n)
+                total += read[n * C.stride[3]] * (c.k[t * c.wide_k + n] * c.v[t * c.wide_v + j]);
+            y_t = total;
         }
     }
 
