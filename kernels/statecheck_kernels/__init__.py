@@ -15,7 +15,7 @@ channel, P channels of a head, G groups of heads that share what they write and 
 Dtypes
     Inputs are float64, float32, bfloat16 or float16. Arithmetic is in float64 if any tensor given is float64, else in
     float32. Outputs have the dtype of the first input. The final state has the dtype of the state given; with none
-    given, the dtype of the arithmetic. Autocast is off inside.
+    given, the dtype of the arithmetic. Autocast is off inside; backward() belongs outside of it, as torch asks.
 State
     The initial state is (rows, ...), zeros if None, and is never changed. Two calls, the second on the state of the
     first, give what one call gives; a call may have no step at all.

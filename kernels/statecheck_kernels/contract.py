@@ -20,8 +20,8 @@ class Observe:
     """Which statistics of the state are wanted, fused into the recurrence.
 
     `every`: after each so many steps, counted from the start of the call, along the row where sequences are packed (1:
-    every step). `entropy`: that too, it costs
-    a logarithm a unit. `running`: :attr:`StateStatistics.running` of the call before, (rows, H), None at the start.
+    every step). `entropy`: that too, it costs a logarithm a unit. `running`: :attr:`StateStatistics.running` of the
+    call before, (rows, H), None at the start.
     """
 
     every: int = 1
@@ -135,6 +135,15 @@ class Form(Protocol):
         observe: Observe | None,
     ) -> Results:
         """x (B, T, D), weight (D, W), bias (D), state (rows, D, W - 1), oldest first, to outputs (B, T, D)."""
+
+
+def differentiable(*tensors: Tensor | None) -> bool:
+    """Whether a gradient can be asked for, so that what the backward pass needs must be kept.
+
+    >>> differentiable(torch.ones(1), None), differentiable(torch.ones(1, requires_grad=True))
+    (False, True)
+    """
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

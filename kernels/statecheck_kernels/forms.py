@@ -32,14 +32,14 @@ def choose(device: torch.device, form: str | None = None) -> str:
     Traceback (most recent call last):
     ValueError: form is 'fast', expected one of reference, chunked, cpu, triton
     """
-    named = form or os.environ.get(VARIABLE)
-    if named is None or named == "":
+    named = form if form is not None else os.environ.get(VARIABLE) or None
+    if named is None:
         best = {"cuda": "triton", "cpu": "cpu"}.get(device.type, "chunked")
         if reason := why_not(best, device):
             _tell(best, reason)
             return "chunked"
         return best
-    source = "form" if form else f"the environment variable {VARIABLE}"
+    source = "form" if form is not None else f"the environment variable {VARIABLE}"
     if named not in FORMS:
         raise ValueError(f"{source} is {named!r}, expected one of {', '.join(FORMS)}")
     if reason := why_not(named, device):

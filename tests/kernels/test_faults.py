@@ -88,7 +88,9 @@ def test_every_bug_is_planted_and_no_name_twice() -> None:
 def test_every_fault_still_fits_its_source(tmp_path: Path) -> None:
     """Those too that can't be built or run here."""
     for n, fault in enumerate(FAULTS):
-        copy_of(tmp_path / str(n), "none", fault)
+        folder = copy_of(tmp_path / str(n), "none", fault)
+        for change in fault.changes:  # a text that was not there just once has raised
+            assert change.new in (folder / change.file).read_text()
 
 
 @pytest.mark.parametrize(("old", "times"), [("no such text", 0), ("def ", 3)])

@@ -259,3 +259,8 @@ def test_the_last_state_is_a_tensor_of_its_own() -> None:
     scan = wkv6(nothing, nothing, nothing, nothing, torch.zeros(1, 1), state, form="reference")
     assert scan.state.data_ptr() != state.data_ptr()
     assert torch.autograd.grad(scan.state.sum(), state)[0].item() == 1
+
+
+def test_an_empty_name_is_no_form() -> None:
+    with pytest.raises(ValueError, match="form is '', expected one of reference, chunked, cpu, triton"):
+        causal_conv1d(torch.zeros(1, 2, 3), torch.zeros(3, 2), form="")

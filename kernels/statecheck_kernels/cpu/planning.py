@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from statecheck_kernels.contract import Observe, StateStatistics
+from statecheck_kernels.contract import Observe, StateStatistics, differentiable
 from statecheck_kernels.cpu.records import STATISTICS, Sequences, Statistics
 
 
@@ -18,9 +18,8 @@ class Packing:
         self._cu = self._first_chunk = None
         self.chunks = rows * -(-steps // chunk)
         if cu_seqlens is not None:
-            self._cu = cu_seqlens.to(
-                torch.int64, copy=True
-            ).contiguous()  # the caller's may change before the backward pass
+            # A copy: the caller's may change before the backward pass.
+            self._cu = cu_seqlens.to(torch.int64, copy=True).contiguous()
             chunks = -(-(self._cu[1:] - self._cu[:-1]) // chunk)
             self._first_chunk = chunks.cumsum(0) - chunks
             self.chunks = int(chunks.sum())
@@ -35,7 +34,7 @@ class Observer:
     """The tensors that a call's statistics are written into."""
 
     def __init__(self, observe: Observe | None, packing: Packing, heads: int) -> None:
-        self.observe, self.heads = observe, heads
+        self.observe = observe
         if observe is None:
             return
         rows, steps = 1 if packing.packed else packing.count, packing.steps // observe.every
@@ -50,9 +49,8 @@ class Observer:
         if self.observe is None:
             return Statistics()
         places = {name: tensor.data_ptr() for name, tensor in self._found.items()}
-        return Statistics(
-            self.observe.every, int(self.observe.entropy), self.heads, running=self._running.data_ptr(), **places
-        )
+        wanted = (self.observe.every, int(self.observe.entropy))
+        return Statistics(*wanted, running=self._running.data_ptr(), **places)
 
     def statistics(self) -> StateStatistics | None:
         """What the library wrote."""
@@ -89,8 +87,7 @@ class Plan:
         assert inputs[0] is not None
         packing = Packing(inputs[0].shape[1], len(state), cu_seqlens, chunk)
         heads = state.shape[1] if state.dim() == 4 else 1
-        training = torch.is_grad_enabled() and any(x.requires_grad for x in (*inputs, state) if x is not None)
-        return Plan(packing, Observer(observe, packing, heads), training)
+        return Plan(packing, Observer(observe, packing, heads), differentiable(*inputs, state))
 
     @property
     def observing(self) -> bool:

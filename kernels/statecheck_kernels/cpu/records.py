@@ -40,7 +40,6 @@ class Statistics(Structure):
     _fields_ = (
         ("every", c_int64),
         ("with_entropy", c_int64),
-        ("heads", c_int64),
         *((name, c_void_p) for name in STATISTICS),
         ("running", c_void_p),
     )

@@ -22,12 +22,11 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from statecheck_kernels.contract import Observe, Results, StateStatistics
+from statecheck_kernels.contract import Observe, Results, StateStatistics, differentiable
 from statecheck_kernels.triton_form import launching
 from statecheck_kernels.triton_form.launching import (
     block_of,
     bounds,
-    differentiable,
     lanes_of,
     place,
     power,

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from statecheck_kernels.contract import Observe
 
@@ -59,11 +58,6 @@ def warps(units: int) -> int:
 def slots(steps: int, rows: int, packed: bool) -> int:
     """How many chunk starts there can be: see :func:`first_slot`."""
     return steps // CHUNK + rows if packed else rows * triton.cdiv(steps, CHUNK)
-
-
-def differentiable(*tensors: Tensor | None) -> bool:
-    """Whether a gradient can be asked for, so that states must be saved."""
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
 @triton.jit

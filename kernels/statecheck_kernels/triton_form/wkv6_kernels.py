@@ -24,13 +24,12 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from statecheck_kernels.contract import Observe, Results, StateStatistics
+from statecheck_kernels.contract import Observe, Results, StateStatistics, differentiable
 from statecheck_kernels.triton_form import launching
 from statecheck_kernels.triton_form.launching import (
     CHUNK,
     block_of,
     bounds,
-    differentiable,
     first_slot,
     lanes_of,
     place,

@@ -49,7 +49,6 @@ struct Sequences {
 struct Statistics {
     int64_t every;
     int64_t entropy;
-    int64_t heads;
     double* square_sum;
     double* largest;
     double* mean;

@@ -34,7 +34,7 @@ struct Shape {
     int64_t lines(int64_t arrays, int64_t size) const { return arrays * chunk * (K * size / 64 + V * size / 64 + 4); }
 };
 
-// The memory's own chunk: long enough that checkpoints take no more room than the inputs.
+// The memory's own chunk: long enough, up to 128 steps, that checkpoints take no more room than the inputs.
 INLINE int64_t chunk_of(int64_t K, int64_t V) {
     const int64_t wanted = round_up((K * V + K + V - 1) / (K + V), 32);
     return wanted < 32 ? 32 : wanted > 128 ? 128 : wanted;
