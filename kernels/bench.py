@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Our kernels beside the peers that are installed here: agreement first, then ratios of one run, beside their bars.
 
-    python kernels/bench.py                                  all of it, one thread: about ten minutes
+    python kernels/bench.py                                  all of it, one thread: about twelve minutes
     python kernels/bench.py --only wkv6 --kinds forward      one part
     python kernels/bench.py --quick                          tiny sizes: shows that it runs, judges no bar
     python kernels/bench.py --device cuda                    float32 and bfloat16 on a GPU, against fla and mamba-ssm
 
 Kinds: forward; backward (forward and backward together); threads (two beside one); packed (`cu_seqlens`); statistics
-(of the state, over a bare pass); memory (peak beyond inputs and outputs); hybrid (the reference model).
+(of the state, over a bare pass); memory (peak beyond inputs and outputs); hybrid (the reference model's states);
+training (whole steps of hybrid-8m and of a Mamba-1 model).
 
 Every variant computes the same thing on the same inputs, in the layout that it is fastest in, prepared beforehand, with
 the same number of threads. Errors are relative to the recurrence in float64; a variant that disagrees is not timed. The
@@ -25,7 +26,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from benchmarks import gpu, hybrid, memory, own, speed
+from benchmarks import gpu, hybrid, memory, own, speed, training
 from benchmarks.inputs import FULL, KERNELS, QUICK
 from benchmarks.machine import machine
 from benchmarks.rows import Row, exit_code, summary, table
@@ -40,6 +41,7 @@ MEASURES: dict[str, Measure] = {
     "statistics": own.statistics,
     "memory": memory.memory,
 }
+MODELS: dict[str, Callable[[Settings], list[Row]]] = {"hybrid": hybrid.hybrid, "training": training.training}
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -90,18 +92,18 @@ def main(given: Sequence[str] | None = None) -> int:
 
 
 def measured(settings: Settings, device: str) -> list[Row]:
-    """All rows, kernel by kernel; the hybrid last."""
+    """All rows, kernel by kernel; whole models last."""
     rows: list[Row] = []
     for kernel in settings.kernels:
-        for kind in (kind for kind in settings.kinds if kind != "hybrid"):
+        for kind in (kind for kind in settings.kinds if kind not in MODELS):
             print(f"... {kernel} {kind}", file=sys.stderr, flush=True)
             if device == "cpu":
                 rows += MEASURES[kind](kernel, settings)
             elif kind in ("forward", "backward"):
                 rows += gpu.on_gpu(kernel, kind, settings)
-    if "hybrid" in settings.kinds and device == "cpu":
-        print("... the hybrid", file=sys.stderr, flush=True)
-        rows += hybrid.hybrid(settings)
+    for kind in (kind for kind in settings.kinds if kind in MODELS and device == "cpu"):
+        print(f"... {kind}", file=sys.stderr, flush=True)
+        rows += MODELS[kind](settings)
     return rows
 
 

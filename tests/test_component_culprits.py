@@ -44,7 +44,7 @@ def hybrid() -> Subject:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = fitted_hybrid(steps=300)
-    model = wrap(module, training_length=64, title="small hybrid", **MODELS["hybrid"].declaration())
+    model = wrap(module, training_length=64, title="small hybrid", **MODELS["hybrid"].declared({}).for_wrap())
     return model, topical_tokens(32, 4 * 64 + 97)
 
 

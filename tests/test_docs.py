@@ -26,6 +26,7 @@ WITH_SNIPPETS = [
     "docs/wrapping.md",
     "docs/adding_a_probe.md",
     "docs/components.md",
+    "docs/family.md",
     "docs/reference_hybrid.md",
 ]
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]+)")

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
 
@@ -44,6 +44,19 @@ class Measured:
     wall: Mapping[int, float]
     cpu: Mapping[int, float]
 
+    def to_json(self) -> list[dict[int, float]]:
+        """As JSON can hold it, which makes text of the rounds."""
+        return [dict(self.wall), dict(self.cpu)]
+
+    @classmethod
+    def of_json(cls, parts: Iterable[Mapping[str, float]]) -> "Measured":
+        """What :meth:`to_json` gave, read back.
+
+        >>> Measured.of_json([{"0": 4.0}, {"0": 3.0}])
+        Measured(wall={0: 4.0}, cpu={0: 3.0})
+        """
+        return cls(*({int(n): seconds for n, seconds in part.items()} for part in parts))
+
     def spread(self, clock: str) -> Spread:
         """Over the rounds; `clock` is "wall" or "cpu"."""
         return Spread.of(list(getattr(self, clock).values()))
@@ -59,9 +72,10 @@ class Measured:
         return Spread.of([mine[n] / max(others[n], 1e-9) for n in mine if n in others])
 
 
-def interleaved(calls: Mapping[str, Call], repeats: int) -> dict[str, Measured]:
+def interleaved(calls: Mapping[str, Call], repeats: int, patience: float = PATIENCE) -> dict[str, Measured]:
     """Each call once in each of `repeats` rounds, after a warm-up; slow ones in fewer, spread over the rounds.
 
+    Slow is what would take more than `patience` seconds in all; it has two rounds at least.
     A call of less than 50 ms is repeated, after one more warm-up, until 50 ms are full: the round holds the mean.
 
     >>> sorted(interleaved({"a": lambda: None, "b": lambda: None}, repeats=3)["a"].wall)
@@ -72,11 +86,31 @@ def interleaved(calls: Mapping[str, Call], repeats: int) -> dict[str, Measured]:
     cpu: dict[str, dict[int, float]] = {name: {} for name in calls}
     for n in range(repeats):
         for name, call in calls.items():
-            turns = min(repeats, max(2, int(PATIENCE / max(warm[name], 1e-9))))
+            turns = min(repeats, max(2, int(patience / max(warm[name], 1e-9))))
             if n and (n * turns) // repeats == ((n - 1) * turns) // repeats:
                 continue
             wall[name][n], cpu[name][n] = _mean(call, warm[name])
     return {name: Measured(wall[name], cpu[name]) for name in calls}
+
+
+def once(slow: Call, beside: Call, rounds: int) -> tuple[Measured, Measured]:
+    """A call that is too slow to repeat, and `rounds` of `beside` before it and again after it, warm.
+
+    The time of the slow call stands in every round, so that the spread of the ratio is that of `beside`.
+
+    >>> slow, beside = once(lambda: None, lambda: None, rounds=1)
+    >>> sorted(slow.wall), sorted(beside.wall)
+    ([0, 1], [0, 1])
+    """
+    before = interleaved({"": beside}, rounds)[""]
+    wall, cpu = _once(slow)
+    after = interleaved({"": beside}, rounds)[""]
+    all_wall, all_cpu = ([*a.values(), *b.values()] for a, b in ((before.wall, after.wall), (before.cpu, after.cpu)))
+    count = range(len(all_wall))
+    return (
+        Measured(dict.fromkeys(count, wall), dict.fromkeys(count, cpu)),
+        Measured(dict(enumerate(all_wall)), dict(enumerate(all_cpu))),
+    )
 
 
 def _mean(call: Call, expected: float) -> tuple[float, float]:

@@ -1,6 +1,5 @@
 """One measurement of the reference hybrid, in a process of its own; :mod:`benchmarks.hybrid` starts these.
 
-    steps        a training step: 8 rows of 256 tokens, forward, backward, AdamW
     statistics   4,096 tokens: bare, with the statistics of every state after every token, and with their entropy
     long         so many pieces of 4,096 tokens with statistics, the states carried on; peak memory, and the time of
                  one more piece over that of one read alone, in turns
@@ -11,72 +10,33 @@ The kernels' forms that ran are counted, so that a hybrid that does not use them
 import json
 import sys
 import time
-from collections import Counter
 from functools import partial
-from statistics import fmean
 from typing import Any
 
 import torch
-from statecheck_kernels import forms
-from statecheck_kernels.contract import Form
-from statecheck_reference.hybrid import HybridConfig, HybridLanguageModel
+from statecheck_reference.hybrid import HybridLanguageModel
+from statecheck_reference.hybrid_config import HybridConfig
 from torch import Tensor
-from torch.nn import functional
 
 from benchmarks.bars import WITH_ENTROPY, WITHOUT_ENTROPY
 from benchmarks.clock import Call, interleaved
+from benchmarks.forms_used import count_forms, used
 from benchmarks.memory import peak, reset_peak
 from benchmarks.ours import relative_error
 
-ROWS, TIME, PIECE = 8, 256, 4096
-STEPS = 3
+PIECE = 4096
 SINGLE = 7  # pairs of readings: a piece at the end, a piece alone
 METHOD = "forward_with_statistics"  # of the model: what the cost of statistics is measured on
-used: Counter[str] = Counter()
 
 
 def main(told: dict[str, Any]) -> dict[str, Any]:
     """The figures that `told` asks for, as JSON can hold them."""
     torch.set_num_threads(told["threads"])
     torch.manual_seed(0)
-    _count_forms()
-    runs = {"steps": _steps, "statistics": _statistics, "long": _long}
+    count_forms()
+    runs = {"statistics": _statistics, "long": _long}
     found = runs[told["what"]](told)
     return {**found, "forms": sorted(used)}
-
-
-def _count_forms() -> None:
-    load = forms.load
-
-    def counted(name: str) -> Form:
-        used[name] += 1
-        return load(name)
-
-    forms.load = counted
-
-
-def _steps(told: dict[str, Any]) -> dict[str, Any]:
-    model = HybridLanguageModel(HybridConfig())
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    rows, length = (2, 16) if told["quick"] else (ROWS, TIME)
-    tokens = torch.randint(model.config.vocabulary, (rows, length + 1))
-    wall, cpu = [], []
-    for n in range(1 + (1 if told["quick"] else STEPS)):
-        start, start_cpu = time.perf_counter(), time.process_time()
-        _step(model, optimiser, tokens)
-        if n:  # the first one warms up
-            wall.append(time.perf_counter() - start)
-            cpu.append(time.process_time() - start_cpu)
-    return {"wall": fmean(wall), "cpu": fmean(cpu)}
-
-
-def _step(model: HybridLanguageModel, optimiser: torch.optim.Optimizer, tokens: Tensor) -> None:
-    model.set_states(None)
-    logits = model(tokens[:, :-1])
-    loss = functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
-    optimiser.zero_grad()
-    loss.backward()
-    optimiser.step()
 
 
 def _read(model: HybridLanguageModel, tokens: Tensor, entropy: bool | None) -> Any:
@@ -109,7 +69,7 @@ def _statistics(told: dict[str, Any]) -> dict[str, Any]:
         "error": error,
         "states": states,
         "tokens": length,
-        "times": {name: (measured.wall, measured.cpu) for name, measured in times.items()},
+        "times": {name: measured.to_json() for name, measured in times.items()},
     }
 
 

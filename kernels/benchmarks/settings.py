@@ -8,7 +8,7 @@ import torch
 from benchmarks.inputs import FULL, KERNELS, Sizes
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # options of glibc's mallopt, malloc.h
-KINDS = ("forward", "backward", "threads", "packed", "statistics", "memory", "hybrid")
+KINDS = ("forward", "backward", "threads", "packed", "statistics", "memory", "hybrid", "training")
 
 
 @dataclass(frozen=True)

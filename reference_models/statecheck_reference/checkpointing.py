@@ -16,19 +16,28 @@ from statecheck.atomic import atomic_write_bytes, sweep_temporaries
 CHECKPOINT, LOCK = "checkpoint.pt", "lock"
 
 
-def save_checkpoint(folder: Path, content: Mapping[str, Any]) -> None:
+def kept_checkpoint(step: int) -> str:
+    """The name of the checkpoint that was kept of a step.
+
+    >>> kept_checkpoint(5000)
+    'checkpoint-5000.pt'
+    """
+    return f"checkpoint-{step}.pt"
+
+
+def save_checkpoint(folder: Path, content: Mapping[str, Any], name: str = CHECKPOINT) -> None:
     """Replace the checkpoint in `folder` by `content` (tensors, numbers, strings, dicts and lists of them)."""
     file = io.BytesIO()
     torch.save(dict(content), file)
-    atomic_write_bytes(folder / CHECKPOINT, file.getvalue())
+    atomic_write_bytes(folder / name, file.getvalue())
 
 
-def load_checkpoint(folder: Path) -> dict[str, Any] | None:
+def load_checkpoint(folder: Path, name: str = CHECKPOINT) -> dict[str, Any] | None:
     """What the last whole checkpoint in `folder` holds, None if there is none.
 
     Raises ValueError with one line if the file can't be read as weights and plain values.
     """
-    path = folder / CHECKPOINT
+    path = folder / name
     if not path.is_file():
         return None
     try:

@@ -1,9 +1,11 @@
-"""What the training log tells beside the loss: gradients, updates, gates, sizes of states, and their health.
+"""What the training log tells beside the loss: gradients, updates, gates; sizes, evenness and health of states.
 
 Nothing here changes the model, its states or the random numbers.
 """
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -11,33 +13,36 @@ from torch import Tensor, nn
 from statecheck import wrap
 from statecheck.adapters.contract import copy_without_history, matches
 from statecheck.probes import StateHealthMonitor
+from statecheck.protocol import ComponentFacts
 from statecheck.recording import groups
 from statecheck_reference.evaluation import Windows
-from statecheck_reference.models import Architecture, LanguageModel
+from statecheck_reference.models import LanguageModel
+from statecheck_reference.settings import TrainingSettings
 
 Parts = Mapping[str, list[nn.Parameter]]
 HEALTH_WINDOWS = 4  # documents of four training lengths: what the row `health` of a suite reads
 
 
-def parts_of(model: nn.Module, architecture: Architecture) -> Parts:
+def parts_of(model: nn.Module, components: Mapping[str, ComponentFacts]) -> Parts:
     """The parameters by part: the components where there are several, else the model's children and its layers.
 
-    >>> from statecheck_reference.models import MODELS
-    >>> model = MODELS["lstm"].build({"vocabulary": 8, "width": 4, "layers": 2})
-    >>> {name: len(parameters) for name, parameters in parts_of(model, MODELS["lstm"]).items()}
+    >>> from statecheck_reference.settings import TrainingSettings
+    >>> settings = TrainingSettings("lstm", {"vocabulary": 8, "width": 4})
+    >>> model = settings.architecture.build(settings.shape)
+    >>> {name: len(parameters) for name, parameters in parts_of(model, settings.components).items()}
     {'embedding': 1, 'layers.0': 4, 'layers.1': 4}
     """
-    several = len(architecture.components) > 1
+    several = len(components) > 1
     parts: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        part = _component_of(name, architecture) if several else _child_of(name)
+        part = _component_of(name, components) if several else _child_of(name)
         if part:
             parts.setdefault(part, []).append(parameter)
     return parts
 
 
-def _component_of(name: str, architecture: Architecture) -> str:
-    owners = (component for component, facts in architecture.components.items() if matches(name, facts.parameters))
+def _component_of(name: str, components: Mapping[str, ComponentFacts]) -> str:
+    owners = (component for component, facts in components.items() if matches(name, facts.parameters))
     return next(owners, "")
 
 
@@ -93,19 +98,64 @@ def state_rms(states: Mapping[str, Tensor]) -> dict[str, float]:
     return {name: float(state.detach().square().mean().sqrt()) for name, state in states.items()}
 
 
-def health(model: LanguageModel, architecture: Architecture, windows: Windows) -> dict[str, float]:
-    """Health of each "component.layer", 0..1, on the first four of `windows`; their length counts as the training's.
+def state_entropy(states: Mapping[str, Tensor]) -> dict[str, float]:
+    """How evenly the energy of each state is spread over its n numbers: -sum p log p / log n, p = h^2 / sum h^2.
 
-    {} for a model whose memory is a cache alone, which has none.
+    0: one number has it all; 1: all have the same. The mean over the rows that hold anything; a state of one number,
+    or of zeros, is left out. It depends on the coordinates of the state.
+
+    >>> state_entropy({"layers.0.h": torch.tensor([[1.0, -1.0, 0.0, 0.0]])})
+    {'layers.0.h': 0.5}
+    """
+    found = {}
+    for name, state in states.items():
+        energy = state.detach().double().flatten(1).square()  # (B, n)
+        energy = energy[energy.sum(1) > 0]
+        if energy.numel() and energy.shape[1] > 1:
+            shares = energy / energy.sum(1, keepdim=True)
+            entropy = -torch.special.xlogy(shares, shares).sum(1) / math.log(energy.shape[1])
+            found[name] = float(entropy.mean())
+    return found
+
+
+def gradient_ratio(norms: Mapping[str, float], components: Sequence[str]) -> float | None:
+    """Gradient norm of the first component over that of the second; None unless there are two, with gradients.
+
+    >>> gradient_ratio({"rwkv": 1.0, "mamba": 4.0}, ["rwkv", "mamba", "attention"])
+    0.25
+    """
+    found = [norms.get(name, 0.0) for name in components[:2]]
+    return found[0] / found[1] if len(found) == 2 and all(found) else None
+
+
+@dataclass(frozen=True)
+class StateReading:
+    """By "component.layer": health 0..1, and the cosine of G3.5, of centred states 64 tokens apart, which 1 freezes."""
+
+    health: dict[str, float] = field(default_factory=dict)
+    evolution: dict[str, float] = field(default_factory=dict)
+
+
+def read_states(model: LanguageModel, settings: TrainingSettings, windows: Windows) -> StateReading:
+    """Health and evolution of the states on the first four of `windows`; their length counts as the training's.
+
+    Empty for a model whose memory is a cache alone, which has neither.
     """
     wrapped = wrap(
         copy_without_history(model),  # it shares the parameters, and nothing else
         training_length=windows[0][0].shape[1],
-        title=architecture.title,
-        **architecture.declaration(),
+        title=settings.architecture.title,
+        **settings.architecture.declared(settings.shape).for_wrap(),
     )
     if not groups(wrapped.facts):
-        return {}
+        return StateReading()
     inputs = torch.cat([inputs for inputs, _ in windows[:HEALTH_WINDOWS]], dim=1)  # (rows, 4 windows)
     reading = StateHealthMonitor().measure(wrapped, inputs)
-    return {f"{component}.{layer}": score for (component, layer), score in reading.scores.items()}
+    return StateReading(
+        {f"{component}.{layer}": score for (component, layer), score in reading.scores.items()},
+        {
+            f"{component}.{layer}": 1 - values["moving"]
+            for (component, layer), values in reading.values.items()
+            if math.isfinite(values.get("moving", math.nan))
+        },
+    )

@@ -2,57 +2,118 @@
 
 import json
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from statecheck.atomic import atomic_write_bytes
-from statecheck_reference.checkpointing import load_checkpoint, weights_digest
-from statecheck_reference.corpus import Corpus, corpus_tokenizer, open_corpus, unigram_entropies
+from statecheck_reference.checkpointing import CHECKPOINT, kept_checkpoint, load_checkpoint, weights_digest
+from statecheck_reference.corpus import (
+    BYTE_PAIRS,
+    Corpus,
+    corpus_tokenizer,
+    held_out_corpus,
+    open_corpus,
+    unigram_entropies,
+)
 from statecheck_reference.evaluation import evaluate, text_windows
 from statecheck_reference.models import MODELS, Architecture, LanguageModel
+from statecheck_reference.optimiser import decays
+from statecheck_reference.presets import PRESETS, preset
 from statecheck_reference.settings import TrainingSettings
+from statecheck_reference.streams import validation_windows
 from statecheck_reference.tokenizer import load_tokenizer
-from statecheck_reference.train import LOG, THROUGHPUT
+from statecheck_reference.train import LOG
 from statecheck_reference.training_log import read_log
 
 WEIGHTS, CONFIG, TOKENIZER, RECORD = "model.safetensors", "config.json", "tokenizer.json", "training.json"
 EVALUATION_LENGTH = 1_024  # tokens of each document of the bundled text
 
 
-def export(work: Path, out: Path | None, text: Path) -> dict[str, Any]:
-    """Write the folder that ships from the last checkpoint in `work`; return the training record.
+def export(
+    work: Path, out: Path | None, text: Path, *, step: int | None = None, precision: str = "float32"
+) -> dict[str, Any]:
+    """Write the folder that ships from a checkpoint in `work`; return the training record.
 
-    It is `out`, or the one where the model that was trained ships.
-    The loss on the documents in `text` is measured on the file as written, and recorded. Raises FileNotFoundError if
-    `work` holds no checkpoint or corpus.
+    It is the last checkpoint, or the one that was kept of `step`; the folder is `out`, or the one where the model that
+    was trained ships. `precision` "bfloat16" rounds matrices (see :func:`rounded`). The losses on the documents in
+    `text` and on the run's validation windows are measured on the file as written, and recorded. Raises
+    FileNotFoundError if `work` holds no such checkpoint or no corpus.
     """
-    checkpoint = load_checkpoint(work)
+    checkpoint = load_checkpoint(work, CHECKPOINT if step is None else kept_checkpoint(step))
     if checkpoint is None:
-        raise FileNotFoundError(f"export: expected a training run, found no checkpoint in {work}")
-    settings = TrainingSettings(**json.loads(checkpoint["settings"]))
+        raise FileNotFoundError(f"export: expected a training run, found no checkpoint of {step or 'it'} in {work}")
+    settings, corpus = TrainingSettings(**json.loads(checkpoint["settings"])), open_corpus(work / "corpus")
     model = settings.architecture
     out = out or model.folder
     out.mkdir(parents=True, exist_ok=True)
     header = {"statecheck.model": model.registered, "statecheck.config": json.dumps(settings.shape)}
-    atomic_write_bytes(out / WEIGHTS, save(checkpoint["weights"], metadata=header))
+    weights = rounded(checkpoint["weights"]) if precision == "bfloat16" else checkpoint["weights"]
+    atomic_write_bytes(out / WEIGHTS, save(weights, metadata=header))
     atomic_write_bytes(out / LOG, (work / LOG).read_bytes()[: checkpoint["log_bytes"]])
-    corpus = open_corpus(work / "corpus")
     atomic_write_bytes(out / TOKENIZER, corpus_tokenizer(corpus).to_str(pretty=True).encode())
-    config = {
-        "model": model.registered,
+    atomic_write_bytes(out / CONFIG, _json(_config(settings)))
+    record = _training_record(checkpoint, settings, corpus, out) | {
+        "precision": precision,
+        "weights_digest": weights_digest(load_shipped(out).state_dict()),
+        "trained_weights_digest": weights_digest(checkpoint["weights"]),
+        "shipped_validation_loss": _validation_loss(load_shipped(out), settings, corpus),
+        **evaluate_shipped(out, text),
+    }
+    atomic_write_bytes(out / RECORD, _json(record))
+    return record
+
+
+def rounded(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Matrices in bfloat16, half the size; vectors, and what sets time scales, as they are: bits there are decades.
+
+    >>> import torch
+    >>> {name: value.dtype for name, value in rounded({"key.weight": torch.ones(2, 2), "D": torch.ones(2)}).items()}
+    {'key.weight': torch.bfloat16, 'D': torch.float32}
+    """
+    return {name: value.bfloat16() if decays(name, value) else value for name, value in weights.items()}
+
+
+def _config(settings: TrainingSettings) -> dict[str, Any]:
+    return {
+        "model": settings.architecture.registered,
         "config": settings.shape,
         "training_length": settings.window,
         "tokenizer": TOKENIZER,
         "training_log": LOG,
-        **model.declaration(),
+        **settings.architecture.declared(settings.shape).for_wrap(),
     }
-    atomic_write_bytes(out / CONFIG, _json(config))
-    record = {**_training_record(checkpoint, settings, corpus, work, out), **evaluate_shipped(out, text)}
-    atomic_write_bytes(out / RECORD, _json(record))
-    return record
+
+
+def _validation_loss(model: LanguageModel, settings: TrainingSettings, corpus: Corpus) -> float:
+    windows = validation_windows(
+        corpus, rows=settings.validation_rows, length=settings.validation_length, window=settings.window
+    )
+    return evaluate(model, windows)
+
+
+def validate_shipped(folder: Path, data: Path) -> dict[str, float]:
+    """The loss of a shipped model on the held-out documents in `data`, beside what its training log and record say.
+
+    Raises ValueError if `data` holds other texts than it was trained on.
+    """
+    record = json.loads((folder / RECORD).read_text())
+    corpus = held_out_corpus(
+        data,
+        load_tokenizer(folder / TOKENIZER),
+        sorted(record["corpus"]["validation"]),
+        record["corpus"]["digest"],
+    )
+    settings = TrainingSettings(**record["settings"])
+    return {
+        "validation_loss": _validation_loss(load_shipped(folder), settings, corpus),
+        "recorded_validation_loss": record.get("shipped_validation_loss", record["validation_loss"]),
+        "logged_validation_loss": record["validation_loss"],
+    }
 
 
 def load_shipped(folder: Path) -> LanguageModel:
@@ -98,28 +159,27 @@ def evaluate_shipped(folder: Path, text: Path) -> dict[str, Any]:
 
 
 def _training_record(
-    checkpoint: dict[str, Any], settings: TrainingSettings, corpus: Corpus, work: Path, out: Path
+    checkpoint: dict[str, Any], settings: TrainingSettings, corpus: Corpus, out: Path
 ) -> dict[str, Any]:
     validated = {row["step"]: row["validation_loss"] for row in read_log(out / LOG) if "validation_loss" in row}
     best = min(validated, key=lambda step: validated[step])
-    clock = read_log(work / THROUGHPUT)
+    interval = settings.log_every * settings.batch * settings.window  # tokens
+    speeds = [row["tokens_per_second"] for row in read_log(out / LOG) if "tokens_per_second" in row]
     return {
         "model": settings.architecture.registered,
-        "command": _command(settings, checkpoint["threads"]),
+        "command": _command(settings, corpus.units, checkpoint["threads"]),
         "seed": settings.seed,
         "steps": checkpoint["step"],
         "tokens": checkpoint["step"] * settings.batch * settings.window,
         "parameters": sum(weight.numel() for weight in checkpoint["weights"].values()),
-        "dtype": "float32",
-        "weights_digest": weights_digest(checkpoint["weights"]),
         "validation_loss": validated[max(validated)],
         "best_validation_loss": validated[best],
         "best_validation_step": best,
         "unigram_entropy": unigram_entropies(corpus),
         "torch": checkpoint["torch"],
         "threads": checkpoint["threads"],
-        "median_tokens_per_second": statistics.median(row["tokens_per_second"] for row in clock),
-        "training_hours": round(sum(row["seconds"] for row in clock) / 3600, 3),
+        "median_tokens_per_second": statistics.median(speeds),
+        "training_hours": round(sum(interval / speed for speed in speeds) / 3600, 3),
         "corpus": {
             "digest": corpus.digest,
             "training": {document.title: document.length for document in corpus.training},
@@ -129,17 +189,43 @@ def _training_record(
     }
 
 
-def _command(settings: TrainingSettings, threads: int) -> str:
-    always = ("model", "steps", "batch", "window", "seed")
-    default = TrainingSettings(settings.model).to_dict()
-    options = [
-        f"--{name.replace('_', '-')} {value}"
-        for name, value in settings.to_dict().items()
-        if not isinstance(value, dict) and (name in always or value != default[name])
-    ]
-    options += [f"--shape {key}={size}" for key, size in settings.shape.items() if size != default["shape"][key]]
-    options += [f"--component-rate {name}={rate}" for name, rate in settings.component_rates.items()]
+def _command(settings: TrainingSettings, units: str, threads: int) -> str:
+    named = _preset_of(settings)
+    always = ("steps", "batch", "window", "seed") if named else ("model", "steps", "batch", "window", "seed")
+    default = TrainingSettings("hybrid" if named else settings.model, preset(named) if named else {}).to_dict()
+    options = [f"--preset {named}"] if named else []
+    options += [] if units == BYTE_PAIRS else [f"--units {units}"]
+    for name, value in settings.to_dict().items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool) and value != default[name]:
+            options.append(f"--{option}" if value else f"--no-{option}")
+        elif not isinstance(value, dict) and (name in always or value != default[name]):
+            options.append(f"--{option} {value}")
+    shape = {key: size for key, size in settings.shape.items() if size != default["shape"][key]}
+    if units != BYTE_PAIRS:
+        shape.pop("vocabulary", None)
+    tables = {
+        "shape": shape,
+        "component-rate": settings.component_rates,
+        "component-clip": settings.component_clips,
+        "freeze": settings.freeze,
+    }
+    for option, table in tables.items():
+        options += [f"--{option} {name}={_word(value)}" for name, value in table.items()]
     return f"statecheck-reference train --data FOLDER --out WORKDIR {' '.join(options)} --threads {threads}"
+
+
+def _preset_of(settings: TrainingSettings) -> str | None:
+    """The name of the shape, where it has one; the vocabulary is the corpus's."""
+    if settings.model != "hybrid":
+        return None
+    shapes = {name: settings.architecture.complete(shape) for name, shape in PRESETS.items()}
+    own = {"vocabulary": settings.shape["vocabulary"]}
+    return next((name for name, shape in shapes.items() if {**shape, **own} == settings.shape), None)
+
+
+def _word(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _json(content: dict[str, Any]) -> bytes:

@@ -1,173 +1,197 @@
-"""The reference hybrid: RWKV-6 and Mamba-2 side by side in every block, joined by a gate that is learned.
+"""The reference hybrid: RWKV-6 and Mamba, side by side in every block or block by block, and the models between.
 
 Papers
 ------
 - Peng et al. 2024, arXiv 2404.05892: RWKV-6, the time mixing in `rwkv6.py`.
 - Dao & Gu 2024, arXiv 2405.21060: Mamba-2, the mixer in `mamba2.py`.
+- Gu & Dao 2023, arXiv 2312.00752: Mamba, the mixer in `mamba1.py`.
 - Dong et al. 2024, arXiv 2411.13676 (Hymba): two kinds of mixer side by side in one layer, reading the same input.
+- Lieber et al. 2024, arXiv 2403.19887 (Jamba): kinds of mixer block by block, and a few attention layers among them.
+- Touvron et al. 2021, arXiv 2103.17239 (CaiT): LayerScale, the learned scale `residual_gamma`.
 - Zhang & Sennrich 2019, arXiv 1910.07467: RMSNorm.
 - So et al. 2021, arXiv 2109.08668 (Primer): the squared ReLU of the feed-forward part.
 - Press & Wolf 2017, arXiv 1608.05859: the tied output head.
 
-Glossary, one block, one token; W = width, the branches' own symbols in their files
------------------------------------------------------------------------------------
+Glossary, one block, one token; W = width, the mixers' own symbols in their files
+---------------------------------------------------------------------------------
     stream        x_t   (W)    what runs from block to block; at first the token's embedding
-    normed        n_t   (W)    RMSNorm(x_t): both branches and the gate read it
+    anchor                     x_t + attention of RMSNorm(x_t), in one block at most     states `blocks.N.attention.*`
+    normed        n_t   (W)    RMSNorm(x_t): all mixers of the block and the gate read it
     rwkv          r_t   (W)    RWKV-6 of n_t     states `blocks.N.rwkv.wkv` (H, K, V), `blocks.N.rwkv.shift` (W)
-    mamba         m_t   (W)    Mamba-2 of n_t    states `blocks.N.mamba.ssm` (H, P, N), `blocks.N.mamba.conv` (E+2GN, 3)
-    fusion gate   g_t   (W)    sigmoid(W_g n_t + b_g), in 0..1: the share of the RWKV branch, channel by channel
-    fused         f_t   (W)    g_t * r_t + (1 - g_t) * m_t
-    stream        x_t          x_t + f_t, then + W_2 relu(W_1 RMSNorm(x_t + f_t))^2
+    mamba         m_t   (W)    Mamba of n_t      states `blocks.N.mamba.ssm` (H, P, N), `blocks.N.mamba.conv` (E+2GN, 3)
+    fused         f_t   (W)    both, joined as `fusion.py` says: with the channel gate g_t * r_t + (1 - g_t) * m_t
+    stream        x_t          x_t + gamma * f_t, then + gamma * W_2 relu(W_1 RMSNorm(x_t + gamma * f_t))^2
     logits        (V)          E RMSNorm(x_t) with E (V, W) the embedding table itself
 
-Departures: no dropout, no biases but the gate's; the feed-forward part sees one token, so that all memory is in the two
-branches (RWKV's own channel mixing would carry a second token shift).
+gamma is 1, or with `residual_gamma` a learned scale of each channel, one for each thing that is added. A block of the
+interleaved and the sequential layout has one mixer, and f_t is what that says.
+
+Departures: no dropout, no biases but the gate's; the feed-forward part sees one token, so that all memory is in the
+mixers (RWKV's own channel mixing would carry a second token shift).
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
 from typing import Any, cast
 
 import torch
-from statecheck_kernels import Observe
+from statecheck_kernels import Observe, StateStatistics
 from statecheck_kernels.forms import backend
 from statecheck_kernels.statistics import of_states
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
+from statecheck_reference.attention import Attention
 from statecheck_reference.carrying import CarriesStates, States, check_tokens
-from statecheck_reference.configuration import checked_mapping, require_whole_numbers
-from statecheck_reference.mamba2 import CONVOLUTION, Mamba2Mixer
+from statecheck_reference.fusion import FUSIONS
+from statecheck_reference.hybrid_config import HybridConfig
+from statecheck_reference.mamba1 import Mamba1Mixer
+from statecheck_reference.mamba2 import Mamba2Mixer
 from statecheck_reference.rwkv6 import TimeMix
 
+STATES = {"rwkv": ("shift", "wkv"), "mamba": ("conv", "ssm"), "attention": ("keys", "values", "filled")}
 
-@dataclass(frozen=True)
-class HybridConfig:
-    """The shape of the model; `rwkv_heads` of width / rwkv_heads, `mamba_heads` of mamba_inner / mamba_heads channels.
 
-    `low_rank` is that of RWKV's token shift (its decay has twice as many).
-
-    >>> HybridConfig().parameters_of_state  # numbers a row and block: WKV, shift, SSM, convolution window
-    {'wkv': 12288, 'shift': 192, 'ssm': 12288, 'conv': 1344}
-    """
-
-    vocabulary: int = 4096
-    width: int = 192
-    blocks: int = 2
-    rwkv_heads: int = 3
-    low_rank: int = 16
-    mamba_inner: int = 384
-    mamba_heads: int = 6
-    mamba_groups: int = 1
-    mamba_state: int = 32
-    feed_forward: int = 576
-
-    def __post_init__(self) -> None:
-        require_whole_numbers(self, "HybridConfig")
-        for whole, part in (
-            ("width", "rwkv_heads"),
-            ("mamba_inner", "mamba_heads"),
-            ("mamba_heads", "mamba_groups"),
-            ("mamba_inner", "mamba_groups"),
-        ):
-            if getattr(self, whole) % getattr(self, part):
-                raise ValueError(
-                    f"HybridConfig.{whole}: expected a multiple of {part} = {getattr(self, part)}, "
-                    f"found {getattr(self, whole)}"
-                )
-
-    def to_dict(self) -> dict[str, int]:
-        """The config as a dictionary that JSON can hold."""
-        return asdict(self)
-
-    @classmethod
-    def from_mapping(cls, config: Mapping[str, Any]) -> "HybridConfig":
-        """The config that a checkpoint names; every key is required and no other is known.
-
-        Raises ValueError that names the missing and the unknown keys.
-        """
-        return checked_mapping(cls, config, "hybrid config")
-
-    @property
-    def state_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each state of one block, by the end of its name, without the batch."""
-        head = self.width // self.rwkv_heads
-        channels = self.mamba_inner + 2 * self.mamba_groups * self.mamba_state
-        return {
-            "rwkv.wkv": (self.rwkv_heads, head, head),
-            "rwkv.shift": (self.width,),
-            "mamba.ssm": (self.mamba_heads, self.mamba_inner // self.mamba_heads, self.mamba_state),
-            "mamba.conv": (channels, CONVOLUTION - 1),
-        }
-
-    @property
-    def parameters_of_state(self) -> dict[str, int]:
-        """Numbers that one row of a batch remembers in one block, by kind of state."""
-        sizes = {name: torch.Size(shape).numel() for name, shape in self.state_shapes.items()}
-        return {name.rpartition(".")[2]: size for name, size in sizes.items()}
+def make_mixer(name: str, config: HybridConfig, block: int) -> nn.Module:
+    """The mixer of that name in block number `block`."""
+    width, groups = config.width, config.norm_groups
+    if name == "rwkv":
+        return TimeMix(width, config.rwkv_heads, config.low_rank, block, config.blocks, groups)
+    if name == "attention":
+        return Attention(width, config.attention_heads, config.attention_window)
+    if config.mamba_version == 1:
+        return Mamba1Mixer(width, config.mamba_inner, config.mamba_state, config.mamba_rank)
+    return Mamba2Mixer(width, config.mamba_inner, config.mamba_heads, config.mamba_groups, config.mamba_state, groups)
 
 
 class Block(nn.Module):
-    """One block of the glossary: both branches on one normed input, the gate, the feed-forward part."""
+    """One block of the glossary: the anchor if it is here, the mixers on one normed input, the feed-forward part."""
 
     def __init__(self, config: HybridConfig, index: int) -> None:
         super().__init__()
-        width, depth = config.width, index / max(config.blocks - 1, 1)
+        width, hidden, anchored = config.width, config.feed_forward, index == config.attention_at
+        self.names = (*["attention"] * anchored, *config.mixers[index])
+        for name in self.names:
+            self.add_module(name, make_mixer(name, config, index))
+        self.attention_norm = nn.RMSNorm(width, eps=1e-6) if anchored else None
         self.norm = nn.RMSNorm(width, eps=1e-6)
-        self.rwkv = TimeMix(width, config.rwkv_heads, config.low_rank, depth)
-        self.mamba = Mamba2Mixer(width, config.mamba_inner, config.mamba_heads, config.mamba_groups, config.mamba_state)
-        self.fusion = nn.Linear(width, width)
-        self.feed_norm = nn.RMSNorm(width, eps=1e-6)
-        self.feed_in = nn.Linear(width, config.feed_forward, bias=False)
-        self.feed_out = nn.Linear(config.feed_forward, width, bias=False)
-        self.gate: Tensor | None = None  # of the last call (B, T, W): a signal to look at
-        self._initialise(config.blocks)
+        self.fused_by = config.fusion  # the name alone: its functions can't be pickled
+        both = len(config.mixers[index]) == 2
+        self.fusion = FUSIONS[self.fused_by].layer(width, config.blend, config.blend_learned) if both else None
+        normed = config.mixers[index] if config.branch_norm else ()
+        self.branch_norms = nn.ModuleList(nn.RMSNorm(width, eps=1e-6) for _ in normed)
+        self.feed_norm, self.feed_in, self.feed_out = None, None, None
+        if hidden:
+            self.feed_norm = nn.RMSNorm(width, eps=1e-6)
+            self.feed_in = nn.Linear(width, hidden, bias=False)
+            self.feed_out = nn.Linear(hidden, width, bias=False)
+        scaled = ["attention"] * anchored + ["mixing"] + ["feeding"] * (hidden > 0)
+        start = torch.full((width,), float(config.residual_gamma))
+        self.gamma = nn.ParameterDict({name: start.clone() for name in scaled if config.residual_gamma})
+        self.gate: Tensor | None = None  # of the last call (B, T, W or 1): a signal to look at
+        self._initialise(config)
 
-    def _initialise(self, blocks: int) -> None:
-        nn.init.normal_(self.fusion.weight, std=0.02)
-        nn.init.zeros_(self.fusion.bias)  # both branches count the same at first
-        nn.init.normal_(self.feed_in.weight, std=self.feed_in.in_features**-0.5)
-        nn.init.normal_(self.feed_out.weight, std=self.feed_out.in_features**-0.5)
-        with torch.no_grad():  # what is added to the stream starts small, the deeper the stack the smaller
-            for last in (self.rwkv.output, self.mamba.out_proj, self.feed_out):
-                last.weight.mul_((2 * blocks) ** -0.5)
+    def _initialise(self, config: HybridConfig) -> None:
+        last = [_last_of(self.get_submodule(name)) for name in self.names]
+        if self.feed_in is not None and self.feed_out is not None:
+            nn.init.normal_(self.feed_in.weight, std=self.feed_in.in_features**-0.5)
+            nn.init.normal_(self.feed_out.weight, std=self.feed_out.in_features**-0.5)
+            last.append(self.feed_out)
+        if not config.residual_gamma:
+            with torch.no_grad():  # what is added to the stream starts small, the deeper the stack the smaller
+                for linear in last:
+                    linear.weight.mul_((2 * config.blocks) ** -0.5)
 
     def signals(self) -> dict[str, Tensor]:
-        """Of the last call: fusion gate (B, T, W), log decays (B, T, H, K) and (B, T, H); {} before it."""
-        found = {
-            "gate": self.gate,
-            "rwkv.log_decay": self.rwkv.log_decay,
-            "mamba.log_decay": self.mamba.log_decay,
+        """Of the last call: fusion gate (B, T, W or 1) and each recurrent mixer's `log_decay`; {} before it."""
+        found = {"gate": self.gate} | {
+            f"{name}.log_decay": self.get_submodule(name).log_decay for name in self.names if name != "attention"
         }
-        return {name: signal.clone() for name, signal in found.items() if signal is not None}
+        return {name: signal.clone() for name, signal in found.items() if isinstance(signal, Tensor)}
 
     def statistics(self) -> dict[str, dict[str, Tensor]]:
         """Of the last call: the statistics that were asked for, by state."""
-        layers = {"rwkv": self.rwkv.statistics, "mamba": self.mamba.statistics}
+        layers = {
+            name: cast(dict[str, StateStatistics | None], self.get_submodule(name).statistics) for name in self.names
+        }
         found = {f"{layer}.{name}": own for layer, states in layers.items() for name, own in states.items()}
         return {name: dict(own.items()) for name, own in found.items() if own is not None}
+
+    @property
+    def forms(self) -> set[str]:
+        """The forms of the kernels that ran in the last call."""
+        return {str(self.get_submodule(name).form) for name in self.names if name != "attention"} - {""}
 
     def forward(
         self, stream: Tensor, states: States, observe: Mapping[str, Observe] | None = None
     ) -> tuple[Tensor, States]:
-        """(B, T, W) and this block's four states to the stream after it and the next four.
+        """(B, T, W) and this block's states to the stream after it and the next states.
 
         `observe` asks for :meth:`statistics`, by the names that the states have here.
         """
+        after: States = {}
+        if self.attention_norm is not None:
+            anchored = self._mix("attention", self.attention_norm(stream), states, observe, after)
+            stream = self._add(stream, anchored, "attention")
         normed = self.norm(stream)  # (B, T, W)
-        asked = {name.partition(".")[2]: one for name, one in (observe or {}).items()}
-        by_rwkv, shift, wkv = self.rwkv(normed, states["rwkv.shift"], states["rwkv.wkv"], asked)
-        by_mamba, conv, ssm = self.mamba(normed, states["mamba.conv"], states["mamba.ssm"], asked)
-        gate = torch.sigmoid(self.fusion(normed))  # (B, T, W)
-        self.gate = gate.detach()
-        stream = stream + gate * by_rwkv + (1 - gate) * by_mamba
+        answers = [self._mix(name, normed, states, observe, after) for name in self.names if name != "attention"]
+        answers = (
+            [norm(answer) for norm, answer in zip(self.branch_norms, answers, strict=True)]
+            if self.branch_norms
+            else answers
+        )
+        fused = answers[0]  # (B, T, W)
+        if self.fusion is not None:
+            fused, gate = FUSIONS[self.fused_by].join(self.fusion, normed, *answers)
+            self.gate = None if gate is None else gate.detach()
+        stream = self._add(stream, fused, "mixing")
+        return self._feed(stream), {name: after[name] for name in states}
+
+    def _mix(
+        self, name: str, normed: Tensor, states: States, observe: Mapping[str, Observe] | None, after: States
+    ) -> Tensor:
+        """What the mixer `name` says; its next states go to `after`."""
+        held = [states[f"{name}.{state}"] for state in STATES[name]]
+        asked = {state: observe[f"{name}.{state}"] for state in STATES[name]} if observe else None
+        answer, *following = self.get_submodule(name)(normed, *held, asked)
+        after |= {f"{name}.{state}": one for state, one in zip(STATES[name], following, strict=True)}
+        return answer
+
+    def _feed(self, stream: Tensor) -> Tensor:
+        if self.feed_norm is None or self.feed_in is None or self.feed_out is None:
+            return stream
         hidden = functional.relu(self.feed_in(self.feed_norm(stream))).square()  # (B, T, feed_forward)
-        next_states = {"rwkv.wkv": wkv, "rwkv.shift": shift, "mamba.ssm": ssm, "mamba.conv": conv}
-        return stream + self.feed_out(hidden), next_states
+        return self._add(stream, self.feed_out(hidden), "feeding")
+
+    def _add(self, stream: Tensor, part: Tensor, name: str) -> Tensor:
+        return torch.addcmul(stream, self.gamma[name], part) if name in self.gamma else stream + part
+
+
+class _NoCall:
+    """While a block computes again for a gradient, which is no call: what it tells of its last call stays as it was."""
+
+    def __init__(self, block: Block) -> None:
+        self.block = block
+
+    def __enter__(self) -> None:
+        self.told = {module: dict(vars(module)) for module in self.block.modules()}
+
+    def __exit__(self, *error: object) -> None:
+        for module, own in self.told.items():
+            vars(module).update(own)
+        del self.told
+
+
+def _last_of(mixer: nn.Module) -> nn.Linear:
+    """The matrix that a mixer's answer leaves by."""
+    return cast(nn.Linear, mixer.get_submodule("out_proj" if hasattr(mixer, "out_proj") else "output"))
 
 
 class HybridLanguageModel(CarriesStates):
     """The hybrid as a language model that keeps its states between calls.
+
+    `activation_checkpointing` trades time for memory: each block is computed again when its gradient is.
 
     >>> model = HybridLanguageModel(HybridConfig(vocabulary=16, width=8, blocks=1, rwkv_heads=2, low_rank=2,
     ...                             mamba_inner=16, mamba_heads=2, mamba_state=4, feed_forward=16))
@@ -180,6 +204,7 @@ class HybridLanguageModel(CarriesStates):
     def __init__(self, config: HybridConfig) -> None:
         super().__init__()
         self.config = config
+        self.activation_checkpointing = False
         self.embedding = nn.Embedding(config.vocabulary, config.width)
         self.blocks = nn.ModuleList(Block(config, n) for n in range(config.blocks))
         self.norm = nn.RMSNorm(config.width, eps=1e-6)
@@ -189,8 +214,7 @@ class HybridLanguageModel(CarriesStates):
     @property
     def state_shapes(self) -> dict[str, tuple[int, ...]]:
         """Name of every state and its shape, without the batch."""
-        shapes = self.config.state_shapes
-        return {f"blocks.{n}.{name}": shape for n in range(self.config.blocks) for name, shape in shapes.items()}
+        return self.config.state_shapes
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Read `inputs` (batch, time) of token ids on from the current states; return logits (batch, time, vocabulary).
@@ -225,15 +249,16 @@ class HybridLanguageModel(CarriesStates):
     def _unobserved(self, name: str, batch: int, entropy: bool, held: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The statistics of a state in a call without tokens: none, and `running` as it was."""
         shape = self.state_shapes[name]
-        heads = shape[0] if len(shape) == 3 else 1  # wkv and ssm are a matrix a head
+        # A matrix a head; the cache of attention has the heads after its places.
+        heads = 1 if len(shape) < 3 else shape[1 if ".attention." in name else 0]
         none = self.embedding.weight.new_zeros(batch, 0, heads, 1)
         return dict(of_states(none, Observe(1, entropy, held.get(name))).items())
 
     @property
     def backend(self) -> str:
         """What computed the recurrences of the last call."""
-        forms = {form for _, block in self._numbered() for form in (block.rwkv.form, block.mamba.form)}
-        return ", ".join(backend(form) for form in sorted(forms - {""})) or "no call yet"
+        forms = {form for _, block in self._numbered() for form in block.forms}
+        return ", ".join(backend(form) for form in sorted(forms)) or "no call yet"
 
     def _read(self, inputs: Tensor, observe: Mapping[str, Observe]) -> Tensor:
         check_tokens(inputs, self.config.vocabulary, self._states)
@@ -246,12 +271,18 @@ class HybridLanguageModel(CarriesStates):
         stream = self.embedding(inputs)  # (B, T, W)
         new_states: States = {}
         for n, block in self._numbered():
-            own = {name: states[f"blocks.{n}.{name}"] for name in self.config.state_shapes}
-            asked = {name: observe[f"blocks.{n}.{name}"] for name in own} if observe else None
-            stream, after = block(stream, own, asked)  # (B, T, W)
+            stream, after = self._through(block, stream, _of_block(states, n), _of_block(observe, n))  # (B, T, W)
             new_states |= {f"blocks.{n}.{name}": state for name, state in after.items()}
         self._states = new_states
         return functional.linear(self.norm(stream), self.embedding.weight)  # (B, T, V)
+
+    def _through(
+        self, block: Block, stream: Tensor, states: States, observe: Mapping[str, Observe]
+    ) -> tuple[Tensor, States]:
+        if self.activation_checkpointing and torch.is_grad_enabled():
+            contexts = (nullcontext(), _NoCall(block))
+            return checkpoint(block, stream, states, observe, use_reentrant=False, context_fn=lambda: contexts)
+        return block(stream, states, observe)
 
     def get_signals(self) -> dict[str, Tensor]:
         """Of the last call, by block: `gate`, and `log_decay` of rwkv and of mamba; {} before it."""
@@ -262,3 +293,9 @@ class HybridLanguageModel(CarriesStates):
 
     def _numbered(self) -> Iterator[tuple[int, Block]]:
         yield from enumerate(cast(Iterable[Block], self.blocks))
+
+
+def _of_block(named: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """The entries `blocks.NUMBER.*`, by the rest of their names."""
+    start = f"blocks.{number}."
+    return {name.removeprefix(start): one for name, one in named.items() if name.startswith(start)}

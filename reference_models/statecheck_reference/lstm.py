@@ -121,7 +121,9 @@ class LSTMLanguageModel(CarriesStates):
         activations = self.embedding(inputs)  # (B, T, W)
         new_states: States = {}
         for index, layer in enumerate(self.layers):
-            activations, (hidden, cell) = layer(activations, self._layer_states(index))  # (B, T, W), (1, B, W) twice
+            with torch.autocast(inputs.device.type, enabled=False):  # a cell in bfloat16 would lose what it is to keep
+                found = layer(activations, self._layer_states(index))
+            activations, (hidden, cell) = found  # (B, T, W), (1, B, W) twice
             new_states[f"layers.{index}.h"] = hidden[0]  # (B, W)
             new_states[f"layers.{index}.c"] = cell[0]  # (B, W)
         self._states = new_states

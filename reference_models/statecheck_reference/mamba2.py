@@ -53,13 +53,15 @@ class GatedRMSNorm(nn.Module):
 class Mamba2Mixer(nn.Module):
     """The Mamba-2 layer: (B, T, W) and a state to (B, T, W) and the next state; see the glossary above.
 
+    `norm_groups` other than 0 stands in for the groups in the norm of the answer.
+
     >>> layer = Mamba2Mixer(width=8, inner=16, heads=4, groups=2, state_size=3)
     >>> outputs, conv, ssm = layer(torch.zeros(1, 5, 8), torch.zeros(1, 28, 3), torch.zeros(1, 4, 4, 3))
     >>> outputs.shape, conv.shape, ssm.shape
     (torch.Size([1, 5, 8]), torch.Size([1, 28, 3]), torch.Size([1, 4, 4, 3]))
     """
 
-    def __init__(self, width: int, inner: int, heads: int, groups: int, state_size: int) -> None:
+    def __init__(self, width: int, inner: int, heads: int, groups: int, state_size: int, norm_groups: int = 0) -> None:
         super().__init__()
         self.inner, self.heads, self.groups, self.state_size = inner, heads, groups, state_size
         channels = inner + 2 * groups * state_size
@@ -68,7 +70,7 @@ class Mamba2Mixer(nn.Module):
         self.dt_bias = nn.Parameter(torch.empty(heads))
         self.A_log = nn.Parameter(torch.empty(heads))
         self.D = nn.Parameter(torch.ones(heads))
-        self.norm = GatedRMSNorm(inner, groups)
+        self.norm = GatedRMSNorm(inner, norm_groups or groups)
         self.out_proj = nn.Linear(inner, width, bias=False)
         self.log_decay: Tensor | None = None  # of the last call (B, T, H): a signal to look at
         self.statistics: dict[str, StateStatistics | None] = {}  # of the last call, by state

@@ -20,11 +20,10 @@ Glossary (our names -> the paper's symbols), one head, one token; W = width, H h
                   the data-dependent token shift; q stands for r, k, v, g and d, each with its mu_q, A_q, B_q
     d_t           decay + tanh(ddlerp_d(x_t, x_t-1) A) B
 
-Departures: none in the formulas. The initial values of decay, bonus and mu are shaped by channel as in the published
-code, but one depth in 0..1 serves all of them: in the last block the token shift starts out as none, where that code
-starts it at a share 1 / blocks of what it is in the first. Matrices start plainly normal; the width of the low-rank
-maps is a setting; there is no channel mixing here, since the block around this layer has its feed-forward part. Where
-exp(d) overflows (d above 88 in float32) outputs are right, and the gradient of d is NaN.
+Departures: none in the formulas. Decay, bonus and mu start by channel and depth as in the published code; matrices
+start plainly normal; the width of the low-rank maps is a setting; there is no channel mixing here, since the block
+around this layer has its feed-forward part. Where exp(d) overflows (d above 88 in float32) outputs are right, and the
+gradient of d is NaN.
 
 The recurrence and the token shift are those of `statecheck_kernels`, in the fastest form that the machine has.
 """
@@ -42,15 +41,16 @@ MIXED = ("receptance", "key", "value", "gate", "decay")  # r, k, v, g, d
 class TimeMix(nn.Module):
     """The RWKV-6 layer: (B, T, W) and a state to (B, T, W) and the next state; see the glossary above.
 
-    `depth` in 0..1 says how far up the stack the layer is: initial values depend on it.
+    It is number `layer`, from 0, of `layers` in the stack: initial values depend on it. `norm_groups` other than 0
+    stands in for the heads in the norm of the answer.
 
-    >>> layer = TimeMix(width=8, heads=2, low_rank=4, depth=0.0)
+    >>> layer = TimeMix(width=8, heads=2, low_rank=4, layer=0, layers=1)
     >>> outputs, shift, wkv = layer(torch.zeros(1, 5, 8), torch.zeros(1, 8), torch.zeros(1, 2, 4, 4))
     >>> outputs.shape, shift.shape, wkv.shape
     (torch.Size([1, 5, 8]), torch.Size([1, 8]), torch.Size([1, 2, 4, 4]))
     """
 
-    def __init__(self, width: int, heads: int, low_rank: int, depth: float) -> None:
+    def __init__(self, width: int, heads: int, low_rank: int, layer: int, layers: int, norm_groups: int = 0) -> None:
         super().__init__()
         self.heads = heads
         self.mu_x = nn.Parameter(torch.empty(width))  # mu_x
@@ -62,26 +62,27 @@ class TimeMix(nn.Module):
         self.decay_up = nn.Parameter(torch.empty(2 * low_rank, width))  # B
         self.bonus = nn.Parameter(torch.empty(heads, width // heads))  # u
         self.receptance, self.key, self.value, self.gate = (nn.Linear(width, width, bias=False) for _ in range(4))
-        self.norm = nn.GroupNorm(heads, width, eps=64e-5)  # LayerNorm of each head; eps as published
+        self.norm = nn.GroupNorm(norm_groups or heads, width, eps=64e-5)  # LayerNorm of each head; eps as published
         self.output = nn.Linear(width, width, bias=False)  # W_o
         self.log_decay: Tensor | None = None  # of the last call (B, T, H, K): a signal to look at
         self.statistics: dict[str, StateStatistics | None] = {}  # of the last call, by state
         self.form = ""  # of the recurrence that ran in the last call
-        self._initialise(depth)
+        self._initialise(layer, layers)
 
-    def _initialise(self, depth: float) -> None:
+    def _initialise(self, layer: int, layers: int) -> None:
         width = self.decay.numel()
-        channel = torch.arange(width) / width  # 0 .. 1
-        late = 1 - depth
+        channel = torch.arange(width)
+        share, place = channel / width, channel / max(width - 1, 1)  # 0 .. almost 1, 0 .. 1
+        depth, late = layer / max(layers - 1, 1), 1 - layer / layers  # 0 .. 1, 1 .. almost 0
         with torch.no_grad():
-            self.mu_x.copy_(1 - channel**late)
+            self.mu_x.copy_(1 - share**late)
             powers = {"receptance": 0.5 * late, "key": late, "value": late, "gate": 0.5 * late, "decay": late}
             for mu, name in zip(self.mu, MIXED, strict=True):
-                mu.copy_(1 - channel ** powers[name])
+                mu.copy_(1 - share ** powers[name])
             self.mu[MIXED.index("value")] -= 0.3 * depth
-            self.decay.copy_(-6 + 5 * (torch.arange(width) / max(width - 1, 1)) ** (0.7 + 1.3 * depth))
-            zigzag = ((torch.arange(width) + 1) % 3 - 1) * 0.1
-            self.bonus.copy_((depth * (1 - channel) + zigzag).view_as(self.bonus))
+            self.decay.copy_(-6 + 5 * place ** (0.7 + 1.3 * depth))
+            zigzag = ((channel + 1) % 3 - 1) * 0.1
+            self.bonus.copy_((depth * (1 - place) + zigzag).view_as(self.bonus))
         for parameter in (self.mix_down, self.decay_down):
             nn.init.zeros_(parameter)
         for parameter in (self.mix_up, self.decay_up):

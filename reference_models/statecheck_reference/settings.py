@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from statecheck.protocol import ComponentFacts
 from statecheck_reference.models import Architecture, Shape, architecture
 
-MAY_BE_ZERO = ("seed", "warm_up", "weight_decay", "final_rate")
+MAY_BE_ZERO = ("seed", "warm_up", "weight_decay", "final_rate", "sample_tokens")
+PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -15,8 +17,15 @@ class TrainingSettings:
     """Truncated back-propagation through time with AdamW; see `docs/reference_lstm.md` for the reasons.
 
     Counts are in steps; `window` (back-propagation length) and `validation_length` in tokens; `passage_windows` is how
-    many windows a row reads before its state is cleared. `shape` is the model's config; what it leaves out is completed
-    from the shipped model's. `component_rates` multiplies the learning rate of a component's parameters; 0 freezes it.
+    many windows a row reads before its state is cleared, and `carry=False` clears it before every window. `shape` is
+    the model's config; what it leaves out is completed from the shipped model's.
+
+    By component: `component_rates` multiplies the learning rate of its parameters (0 freezes it); `component_clips` is
+    the largest norm of its gradient, applied before `clip`, which is that of all gradients; `freeze` "FROM:TO" leaves
+    its parameters as they are in the steps after FROM up to TO.
+
+    `precision` "bfloat16" runs the model under autocast; the weights stay float32. `activation_checkpointing` computes
+    each block again in the backward pass, to save memory. `sample_tokens` of text are generated at each validation.
 
     >>> TrainingSettings(shape={"width": 32}).shape
     {'vocabulary': 4096, 'width': 32, 'layers': 2}
@@ -28,6 +37,7 @@ class TrainingSettings:
     batch: int = 8
     window: int = 256
     passage_windows: int = 16
+    carry: bool = True
     seed: int = 0
     peak_rate: float = 3e-3
     component_rates: Mapping[str, float] = field(default_factory=dict)
@@ -35,18 +45,31 @@ class TrainingSettings:
     warm_up: int = 200
     weight_decay: float = 0.01
     clip: float = 1.0
+    component_clips: Mapping[str, float] = field(default_factory=dict)
+    freeze: Mapping[str, str] = field(default_factory=dict)
+    precision: str = "float32"
+    activation_checkpointing: bool = False
     log_every: int = 10
     validate_every: int = 250
     checkpoint_every: int = 250
     validation_rows: int = 16
     validation_length: int = 2_048
+    sample_tokens: int = 64
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", self.architecture.complete(self.shape))  # the class is frozen from here on
         for one in fields(self):
             value = getattr(self, one.name)
-            if isinstance(value, (int, float)) and one.name not in MAY_BE_ZERO and not value > 0:
-                raise ValueError(f"{one.name}: expected more than 0, found {value}")
+            positive = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if positive and not (value >= 0 if one.name in MAY_BE_ZERO else value > 0):
+                least = "0 or more" if one.name in MAY_BE_ZERO else "more than 0"
+                raise ValueError(f"{one.name}: expected {least}, found {value}")
+        self._check_intervals()
+        self._check_components()
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, found {self.precision!r}")
+
+    def _check_intervals(self) -> None:
         for name in ("validate_every", "checkpoint_every"):
             if getattr(self, name) % self.log_every:
                 raise ValueError(
@@ -58,18 +81,36 @@ class TrainingSettings:
             )
         if self.validation_rows < 2:
             raise ValueError("validation_rows: expected at least 2, found 1; health compares the states of documents")
-        self._check_component_rates()
 
-    def _check_component_rates(self) -> None:
-        known = [name for name, facts in self.architecture.components.items() if facts.parameters]
-        for name, rate in self.component_rates.items():
-            if name not in known:
-                raise ValueError(
-                    f"component_rates: expected components of {self.model} that name their parameters "
-                    f"({', '.join(known) or 'it has none'}), found {name!r}"
-                )
-            if not 0 <= rate < math.inf:
-                raise ValueError(f"component_rates[{name!r}]: expected a number from 0 up, found {rate}")
+    def _check_components(self) -> None:
+        known = [name for name, facts in self.components.items() if facts.parameters]
+        for option in ("component_rates", "component_clips", "freeze"):
+            for name, value in getattr(self, option).items():
+                if name not in known:
+                    raise ValueError(
+                        f"{option}: expected components of {self.model} that name their parameters "
+                        f"({', '.join(known) or 'it has none'}), found {name!r}"
+                    )
+                if option == "freeze":
+                    _steps_of(value, name)
+                elif not (0 <= value < math.inf and (value or option == "component_rates")):
+                    least = "from 0 up" if option == "component_rates" else "above 0"
+                    raise ValueError(f"{option}[{name!r}]: expected a number {least}, found {value}")
+
+    def frozen(self, step: int) -> list[str]:
+        """The components whose parameters stay as they are in `step`, counted from 1.
+
+        >>> settings = TrainingSettings("hybrid", freeze={"rwkv": "0:500"})
+        >>> settings.frozen(500), settings.frozen(501)
+        (['rwkv'], [])
+        """
+        spans = {name: _steps_of(text, name) for name, text in self.freeze.items()}
+        return [name for name, (first, last) in spans.items() if first < step <= last]
+
+    @property
+    def components(self) -> Mapping[str, ComponentFacts]:
+        """The components of a model of this shape."""
+        return self.architecture.declared(self.shape).components
 
     @property
     def architecture(self) -> Architecture:
@@ -91,3 +132,11 @@ class TrainingSettings:
     def to_dict(self) -> dict[str, Any]:
         """The settings as a dictionary that JSON can hold."""
         return asdict(self)
+
+
+def _steps_of(text: str, component: str) -> tuple[int, int]:
+    """FROM:TO as two numbers of steps."""
+    first, _, last = str(text).partition(":")
+    if not (first.isdecimal() and last.isdecimal() and int(first) < int(last)):
+        raise ValueError(f"freeze[{component!r}]: expected FROM:TO in steps, say 0:500, found {text!r}")
+    return int(first), int(last)

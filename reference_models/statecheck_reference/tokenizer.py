@@ -1,16 +1,18 @@
-"""Byte-level byte pairs: train, save and load the tokenizer of the reference model.
+"""The tokenizers of the reference models, byte-level byte pairs and single characters: train and load them.
 
 Source: Sennrich, Haddow & Birch 2016, "Neural Machine Translation of Rare Words with Subword Units"; bytes instead of
 characters after Radford et al. 2019 (GPT-2). Every one of the 256 bytes is in the vocabulary, nothing is normalised and
-no space is added, so that any text comes back unchanged.
+no space is added, so that any text comes back unchanged; by characters, any text of characters that were trained on.
 """
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 BYTES = 256
+UNSEEN = "\ufffd"  # Unicode's own replacement character
 
 
 def train_byte_pairs(texts: Iterable[str], vocabulary: int) -> Tokenizer:
@@ -39,6 +41,32 @@ def train_byte_pairs(texts: Iterable[str], vocabulary: int) -> Tokenizer:
             f"vocabulary: expected {vocabulary} byte pairs, the texts hold only {tokenizer.get_vocab_size()}; "
             "train on more text or ask for a smaller vocabulary"
         )
+    return tokenizer
+
+
+def train_characters(texts: Iterable[str]) -> Tokenizer:
+    """A tokenizer of one token a character: those of `texts`, the most frequent first, then one for all others.
+
+    Equally frequent ones stand in the order of their code points. A character that `texts` don't hold is read as the
+    last token, U+FFFD. Raises ValueError if `texts` hold no character.
+
+    >>> tokenizer = train_characters(["to be or not to be"])
+    >>> [tokenizer.id_to_token(number) for number in range(tokenizer.get_vocab_size() - 1)]
+    [' ', 'o', 't', 'b', 'e', 'n', 'r']
+    >>> tokenizer.encode("no bet!").ids  # the last one is "!", which was never seen
+    [5, 1, 0, 3, 4, 2, 7]
+    """
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(text)
+    if not counts:
+        raise ValueError("texts: expected at least one character to make a vocabulary of, found none; add text")
+    del counts[UNSEEN]  # a text that holds it already lost a character there
+    characters = sorted(counts, key=lambda character: (-counts[character], character))
+    vocabulary = {character: number for number, character in enumerate([*characters, UNSEEN])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNSEEN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), behavior="isolated")  # a dot skips line ends
+    tokenizer.decoder = decoders.Fuse()  # without one, a space would stand between tokens
     return tokenizer
 
 

@@ -4,36 +4,48 @@ What a step reads is a function of (seed, step). A checkpoint holds everything e
 weights, the optimiser, the carried states, the random generator, and how far the log reaches. A run that is killed and
 started again goes back to its last checkpoint, cuts the log there, and repeats the steps in between bit for bit, on the
 same machine with the same number of threads.
+
+Several processes can train together (see `parallel.py`): each steps with its rows; the first validates, and writes all
+files. A checkpoint holds whole weights and the states of all rows, so that any number of processes can go on from it.
 """
 
+import copy
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from tokenizers import Tokenizer
 
 from statecheck_reference import diagnostics
-from statecheck_reference.checkpointing import held, load_checkpoint, save_checkpoint
-from statecheck_reference.corpus import Corpus
+from statecheck_reference.checkpointing import CHECKPOINT, held, kept_checkpoint, load_checkpoint, save_checkpoint
+from statecheck_reference.corpus import Corpus, corpus_tokenizer
 from statecheck_reference.evaluation import Windows, evaluate_with_states
+from statecheck_reference.hybrid import HybridLanguageModel
 from statecheck_reference.models import LanguageModel
-from statecheck_reference.optimiser import make_optimiser, set_rate
+from statecheck_reference.optimiser import load_optimiser
+from statecheck_reference.parallel import ALONE, World, gathered, share
+from statecheck_reference.sampling import sample_text
 from statecheck_reference.settings import TrainingSettings
-from statecheck_reference.streams import Batch, PassageStreams, validation_windows
-from statecheck_reference.training_log import TrainingLog, significant
+from statecheck_reference.start_checks import G3_STEPS, Check, check_falling, check_untrained, complaints
+from statecheck_reference.stepping import Row, Stepped, Stepper
+from statecheck_reference.streams import PassageStreams, validation_windows
+from statecheck_reference.training_log import TrainingLog, read_log, significant
 
-LOG, THROUGHPUT = "training_log.jsonl", "throughput.jsonl"
-Row = dict[str, Any]
-
-
-class TrainingDiverged(RuntimeError):
-    """The loss or the gradient is not finite: the run is of no use from here on."""
+LOG = "training_log.jsonl"
+PROMPT = 16  # tokens of the first held-out passage that the generated sample goes on from
+CHANGED = {  # what the result depends on beside the settings, in its last bits: then, now
+    "threads": "with {} threads, this process has {}",
+    "processes": "by {} processes, now there are {}",
+    "device": "on {}, this run is on {}",
+}
+Report = Callable[[int, Row | None], None]
+Warn = Callable[[str], None]
 
 
 @dataclass
@@ -42,10 +54,35 @@ class Run:
 
     settings: TrainingSettings
     folder: Path
-    model: LanguageModel
-    optimizer: torch.optim.Optimizer
-    log: TrainingLog
+    corpus: Corpus
+    stepper: Stepper
+    plain: LanguageModel  # the model, or what its shares are gathered in
+    log: TrainingLog | None  # of the main process
+    streams: PassageStreams
+    windows: Windows
+    tokenizer: Tokenizer
+    warn: Warn
     step: int = 0
+    since: list[Stepped] = field(default_factory=list)  # the last row of the log
+    clock: float = field(default_factory=time.perf_counter)
+
+    @property
+    def model(self) -> LanguageModel:
+        """The model that is trained."""
+        return self.stepper.model
+
+    @property
+    def world(self) -> World:
+        """The processes that train together."""
+        return self.stepper.world
+
+    def whole(self) -> LanguageModel:
+        """The model with all of its parameters, in the main process; all must ask for it together."""
+        if self.world.sharded:
+            weights = gathered(self.model.state_dict(), keep=self.world.main)
+            if self.world.main:
+                self.plain.load_state_dict(weights)
+        return self.plain
 
     def due(self, every: int) -> bool:
         """True if something that happens every so many steps, and at the end, is to happen now."""
@@ -57,54 +94,120 @@ def train(
     corpus: Corpus,
     folder: Path,
     *,
-    report: Callable[[int, Row | None], None] = lambda step, row: None,
-    warn: Callable[[str], None] = print,
+    world: World = ALONE,
+    report: Report = lambda step, row: None,
+    warn: Warn = print,
+    keep: Collection[int] = (),
 ) -> LanguageModel:
     """Train until `settings.steps`, or go on where an earlier call in `folder` stopped; return the trained model.
 
-    `report(step, row)` is called after every step, with the log's row where there is one; `warn(line)` once if the
-    number of threads is another one than the checkpoint's. Raises ValueError if `folder` holds a run with other
-    settings or another corpus, RuntimeError if another process trains there, TrainingDiverged if the loss is
-    not finite.
+    `report(step, row)` is called after every step, with the log's row where there is one; `warn(line)` if the number of
+    threads or processes is another one than the checkpoint's, and for each of the gates G1-G3 that fails. The
+    checkpoints of the steps in `keep` stay as `checkpoint-STEP.pt`. All processes of `world` must call it; the main one
+    reports, and with "fsdp" each returns a model with its shares of the parameters.
+
+    Raises ValueError if settings, corpus and processes don't fit each other, if `folder` holds a run with other
+    settings or another corpus, or for a step to keep that is no checkpoint's; RuntimeError if another run trains
+    there, TrainingDiverged if the loss is not finite.
     """
-    with held(folder):
-        streams = PassageStreams(
-            corpus,
-            batch=settings.batch,
-            window=settings.window,
-            passage_windows=settings.passage_windows,
-            seed=settings.seed,
-        )
-        windows = validation_windows(
-            corpus, rows=settings.validation_rows, length=settings.validation_length, window=settings.window
-        )
-        run = _begin_or_resume(settings, corpus, folder, warn)
+    lost = [step for step in keep if step % settings.checkpoint_every and step != settings.steps]
+    if lost:
+        raise ValueError(f"keep: expected multiples of checkpoint_every = {settings.checkpoint_every}, found {lost[0]}")
+    if not world.main:
+        report, warn = _silent, _silent
+    model = _untrained(settings, world)
+    _refuse_what_does_not_fit(settings, corpus, model)
+    with held(folder) if world.main else nullcontext():
+        world.wait()  # until the folder is the main process's
+        run = _begin_or_resume(settings, corpus, folder, model, world, warn)
         try:
-            _run_to_the_end(run, streams, windows, corpus.digest, report)
+            _run_to_the_end(run, report, keep)
         finally:
-            run.log.close()
+            if run.log is not None:
+                run.log.close()
         return run.model
 
 
-def _begin_or_resume(settings: TrainingSettings, corpus: Corpus, folder: Path, warn: Callable[[str], None]) -> Run:
+def _silent(*said: Any) -> None:
+    """Neither report nor warn."""
+
+
+def _untrained(settings: TrainingSettings, world: World) -> LanguageModel:
+    world.rows(settings.batch)  # ValueError if they can't be dealt out
     torch.manual_seed(settings.seed)
     model = settings.architecture.build(settings.shape)
-    optimizer = make_optimiser(model, settings)
-    checkpoint = load_checkpoint(folder)
-    if checkpoint is None:
-        return Run(settings, folder, model, optimizer, TrainingLog(folder / LOG))
-    _refuse_another_run(checkpoint, settings, corpus.digest)
-    if checkpoint["threads"] != torch.get_num_threads():
-        warn(
-            f"warning: the checkpoint was written with {checkpoint['threads']} threads, this process has "
-            f"{torch.get_num_threads()}: the weights will not be bit-identical to an uninterrupted run's"
+    if settings.activation_checkpointing:
+        if not hasattr(model, "activation_checkpointing"):
+            raise ValueError(
+                f"activation_checkpointing: expected a hybrid, found {settings.model}, which keeps all activations; "
+                "leave out --activation-checkpointing"
+            )
+        cast(HybridLanguageModel, model).activation_checkpointing = True
+    return cast(LanguageModel, model.to(world.device))
+
+
+def _refuse_what_does_not_fit(settings: TrainingSettings, corpus: Corpus, model: LanguageModel) -> None:
+    vocabulary = settings.shape["vocabulary"]
+    if corpus.vocabulary != vocabulary:
+        raise ValueError(
+            f"corpus: expected the {vocabulary} tokens of the model's vocabulary, found {corpus.vocabulary}; "
+            f"train with --shape vocabulary={corpus.vocabulary} or encode the texts anew"
         )
-    model.load_state_dict(checkpoint["weights"])
-    model.set_states(checkpoint["states"])
-    optimizer.load_state_dict(checkpoint["optimizer"])
+    growing = any(None in shape for shape in model.state_shapes.values())
+    if growing and settings.carry and settings.passage_windows > 1:
+        raise ValueError(
+            f"passage_windows: expected 1, found {settings.passage_windows}: the memory of the {settings.model} grows "
+            "with what it reads and can't be cleared row by row; train with --passage-windows 1 or --no-carry"
+        )
+
+
+def _begin_or_resume(
+    settings: TrainingSettings, corpus: Corpus, folder: Path, model: LanguageModel, world: World, warn: Warn
+) -> Run:
+    streams = PassageStreams(
+        corpus,
+        batch=settings.batch,
+        window=settings.window,
+        passage_windows=settings.passage_windows,
+        seed=settings.seed,
+    )
+    windows = validation_windows(
+        corpus, rows=settings.validation_rows, length=settings.validation_length, window=settings.window
+    )
+    windows = [(inputs.to(world.device), targets.to(world.device)) for inputs, targets in windows]
+    plain = copy.deepcopy(model) if world.sharded and world.main else model
+    stepper = Stepper.of(settings, model, world)
+    step, log_bytes = _restore(stepper, load_checkpoint(folder), corpus.digest, warn)
+    world.require_same("checkpoint's step", step)
+    log = TrainingLog(folder / LOG, keep_bytes=log_bytes) if world.main else None
+    return Run(settings, folder, corpus, stepper, plain, log, streams, windows, corpus_tokenizer(corpus), warn, step)
+
+
+def _restore(stepper: Stepper, checkpoint: Row | None, digest: str, warn: Warn) -> tuple[int, int]:
+    """Put a checkpoint back; the step that it was written at, and how far the log reached."""
+    if checkpoint is None:
+        return 0, 0
+    _refuse_another_run(checkpoint, stepper.settings, digest)
+    for what, now in _circumstances(stepper.world).items():
+        then = {**_circumstances(ALONE), **checkpoint}[what]  # the first checkpoints told of the threads only
+        if then != now:
+            warn(
+                f"warning: the checkpoint was written {CHANGED[what].format(then, now)}: "
+                "the weights will not be bit-identical to an uninterrupted run's"
+            )
+    own = stepper.model.state_dict()
+    stepper.model.load_state_dict(
+        {name: share(whole, own.get(name, whole)) for name, whole in checkpoint["weights"].items()}
+    )
+    stepper.model.set_states(stepper.world.own_states(checkpoint["states"]))
+    load_optimiser(stepper.optimiser, checkpoint["optimizer"])
     torch.set_rng_state(checkpoint["generator"])
-    log = TrainingLog(folder / LOG, keep_bytes=checkpoint["log_bytes"])
-    return Run(settings, folder, model, optimizer, log, checkpoint["step"])
+    return checkpoint["step"], checkpoint["log_bytes"]
+
+
+def _circumstances(world: World) -> Row:
+    """The present value of each in `CHANGED`."""
+    return {"threads": torch.get_num_threads(), "processes": world.size, "device": world.device.type}
 
 
 def _refuse_another_run(checkpoint: Row, settings: TrainingSettings, digest: str) -> None:
@@ -128,135 +231,104 @@ def _flat(settings: Row) -> Row:
     return flat
 
 
-def _run_to_the_end(
-    run: Run,
-    streams: PassageStreams,
-    windows: Windows,
-    digest: str,
-    report: Callable[[int, Row | None], None],
-) -> None:
+def _run_to_the_end(run: Run, report: Report, keep: Collection[int]) -> None:
     settings = run.settings
     if run.step == 0:
-        first = {"step": 0, **_untrained_output(run.model, streams.batch_at(0)), **_validation(run, windows)}
-        run.log.append(first)
-        report(0, first)
-    losses: list[float] = []
-    norms: list[float] = []
-    began = time.perf_counter()
+        report(0, _log_untrained(run))
+    run.clock = time.perf_counter()
     while run.step < settings.steps:
-        loss, norm, details = _step(run, streams.batch_at(run.step))
-        losses.append(loss)
-        norms.append(norm)
-        row: Row | None = None
-        if run.due(settings.log_every):
-            row = {**_training_row(run, losses, norms), **details}
-            if run.due(settings.validate_every):
-                row.update(_validation(run, windows))
-            run.log.append(row)
-            _write_throughput(run, len(losses), time.perf_counter() - began)
-            losses, norms, began = [], [], time.perf_counter()
+        run.step += 1
+        batch = run.world.own(run.streams.batch_at(run.step - 1))
+        run.since.append(run.stepper.step(batch, run.step, detailed=run.due(settings.log_every)))
+        row = _log_row(run) if run.due(settings.log_every) else None
         if run.due(settings.checkpoint_every):
-            _checkpoint(run, digest)
+            _checkpoint(run, keep)
         report(run.step, row)
 
 
-def _step(run: Run, batch: Batch) -> tuple[float, float, Row]:
-    """One update; the loss, the norm of the gradient before clipping, and at the steps that are logged the details."""
-    run.step += 1
-    set_rate(run.optimizer, run.settings.rate(run.step))
-    loss = _backward(run, batch)
-    if not run.due(run.settings.log_every):
-        return loss, _update(run, loss), {}
-    parts = diagnostics.parts_of(run.model, run.settings.architecture)
-    details = {"gradient_norms": diagnostics.gradient_norms(parts), "gates": diagnostics.gates(run.model)}
-    before = diagnostics.values_of(parts)
-    norm = _update(run, loss)
-    details["relative_updates"] = diagnostics.relative_updates(parts, before)
-    return loss, norm, {name: _significant(values) for name, values in details.items() if values}
+def _log_untrained(run: Run) -> Row:
+    model = run.whole()
+    if run.log is None:
+        return {}
+    checks = check_untrained(model, run.streams.batch_at(0).inputs.to(run.world.device))
+    row = {"step": 0, "checks": _checked(run, checks), **_validation(run, model)}
+    run.log.append(row)
+    return row
 
 
-def _backward(run: Run, batch: Batch) -> float:
-    """The loss on `batch`, and its gradient with respect to the parameters."""
-    # Back-propagation is cut at the window's edge; rows that begin a passage forget the one before.
-    held = {} if bool(batch.fresh.all()) else run.model.get_states()  # a cache forgets by being dropped, not by zeros
-    states = {name: _without(state.detach(), batch.fresh) for name, state in held.items()}
-    run.model.set_states(states or None)
-    loss = functional.cross_entropy(run.model(batch.inputs).flatten(0, 1), batch.targets.flatten())
-    run.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    return loss.item()
-
-
-def _without(state: Tensor, rows: Tensor) -> Tensor:
-    """`state` (B, ...) with zeros in the `rows` (B) that are True."""
-    kept = (~rows).to(state.dtype).view(-1, *[1] * (state.dim() - 1))  # (B, 1, ...)
-    return state * kept
-
-
-def _update(run: Run, loss: float) -> float:
-    """Clip, check and apply the gradient; its norm before clipping."""
-    norm = nn.utils.clip_grad_norm_(run.model.parameters(), run.settings.clip).item()
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise TrainingDiverged(
-            f"step {run.step}: the loss is {loss} and the gradient norm {norm}; "
-            f"try a lower --peak-rate than {run.settings.peak_rate}"
-        )
-    run.optimizer.step()
-    return norm
-
-
-def _training_row(run: Run, losses: list[float], norms: list[float]) -> Row:
-    return {
+def _log_row(run: Run) -> Row:
+    count, seconds = len(run.since), time.perf_counter() - run.clock
+    tokens = count * run.settings.batch * run.settings.window
+    row = {
         "step": run.step,
-        "train_loss": significant(sum(losses) / len(losses)),
+        "train_loss": significant(sum(one.loss for one in run.since) / count),
         "lr": significant(run.settings.rate(run.step)),
-        "gradient_norm": significant(sum(norms) / len(norms)),
+        "gradient_norm": significant(sum(one.norm for one in run.since) / count),
+        **run.since[-1].details,
+        "tokens_per_second": significant(tokens / seconds, 4),
     }
+    if run.due(run.settings.validate_every):
+        row.update(_validation(run, run.whole()))
+    if run.log is not None:
+        if run.step == min(G3_STEPS, run.settings.steps):
+            row["checks"] = _checked(run, {"G3": check_falling([*read_log(run.folder / LOG), row])})
+        run.log.append(row)
+    run.since, run.clock = [], time.perf_counter()
+    return row
 
 
-def _validation(run: Run, windows: Windows) -> Row:
-    loss, states = evaluate_with_states(run.model, windows)
+def _checked(run: Run, checks: Mapping[str, Check]) -> dict[str, Check]:
+    """The checks with figures of a few digits; those that failed are told."""
+    for line in complaints(checks):
+        run.warn(line)
     return {
-        "validation_loss": significant(loss),
-        "perplexity": significant(math.exp(loss)),
-        "state_rms": _significant(diagnostics.state_rms(states)),
-        "health": _significant(diagnostics.health(run.model, run.settings.architecture, windows)),
+        name: {key: significant(value) if isinstance(value, float) else value for key, value in check.items()}
+        for name, check in checks.items()
     }
+
+
+def _validation(run: Run, model: LanguageModel) -> Row:
+    """What the log tells of the whole model on the validation windows; nothing in all but the main process."""
+    if not run.world.main:
+        return {}
+    loss, states = evaluate_with_states(model, run.windows)
+    reading = diagnostics.read_states(model, run.settings, run.windows)
+    row = {
+        "validation_loss": significant(loss),
+        "perplexity": significant(math.exp(min(loss, 700))),
+        "state_rms": _significant(diagnostics.state_rms(states)),
+        "state_entropy": _significant(diagnostics.state_entropy(states)),
+        "evolution": _significant(reading.evolution),
+        "health": _significant(reading.health),
+    }
+    if run.settings.sample_tokens:
+        prompt = run.windows[0][0][0, :PROMPT]
+        row["sample"] = sample_text(model, run.tokenizer, prompt, run.settings.sample_tokens, seed=run.step)
+    return row
 
 
 def _significant(values: Mapping[str, float]) -> dict[str, float]:
     return {name: significant(value) for name, value in values.items()}
 
 
-def _untrained_output(model: LanguageModel, batch: Batch) -> Row:
-    """An untrained model should be undecided: the mean entropy of its output against log V, its largest value."""
-    with torch.no_grad():
-        log_shares = model(batch.inputs).log_softmax(-1)  # (B, T, V)
-    model.set_states(None)
-    entropy = float(-(log_shares.exp() * log_shares).sum(-1).mean())
-    return {"output_entropy": significant(entropy), "log_vocabulary": significant(math.log(log_shares.shape[-1]))}
-
-
-def _checkpoint(run: Run, digest: str) -> None:
-    log_bytes = run.log.mark()  # the log first: a checkpoint never knows of rows that the disk may lose
+def _checkpoint(run: Run, keep: Collection[int]) -> None:
+    log_bytes = (
+        run.log.mark() if run.log is not None else 0
+    )  # the log first: a checkpoint never knows of rows that the disk may lose
     content = {
         "step": run.step,
         "settings": json.dumps(run.settings.to_dict()),
-        "corpus": digest,
-        "threads": torch.get_num_threads(),
+        "corpus": run.corpus.digest,
+        **_circumstances(run.world),
         "torch": str(torch.__version__),  # a str subclass that weights_only would refuse
-        "weights": run.model.state_dict(),
-        "states": {name: state.detach() for name, state in run.model.get_states().items()},
-        "optimizer": run.optimizer.state_dict(),
+        "weights": gathered(run.model.state_dict(), keep=run.world.main),
+        "states": run.world.all_states({name: state.detach() for name, state in run.model.get_states().items()}),
+        "optimizer": gathered(run.stepper.optimiser.state_dict(), keep=run.world.main),
         "generator": torch.get_rng_state(),
         "log_bytes": log_bytes,
     }
-    save_checkpoint(run.folder, content)
-
-
-def _write_throughput(run: Run, steps: int, seconds: float) -> None:
-    """Clock times stand in a file of their own: they differ from run to run, the log must not."""
-    tokens = steps * run.settings.batch * run.settings.window
-    row = {"step": run.step, "seconds": round(seconds, 3), "tokens_per_second": round(tokens / seconds, 1)}
-    with (run.folder / THROUGHPUT).open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    if not run.world.main:
+        return
+    if run.step in keep:
+        save_checkpoint(run.folder, content, kept_checkpoint(run.step))
+    save_checkpoint(run.folder, content, CHECKPOINT)

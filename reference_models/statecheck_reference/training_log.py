@@ -1,23 +1,30 @@
-"""The training log: one JSON object a line, a pure function of the run's settings.
+"""The training log: one JSON object a line.
 
-Rows: step 0 (the untrained model: `output_entropy` against `log_vocabulary`, validation), then every `log_every` steps
+Rows: step 0 (the untrained model: `checks` G1 and G2, validation), then every `log_every` steps
 
     {"step": 10, "train_loss": 7.9, "lr": 1e-4, "gradient_norm": 0.8, "gradient_norms": {...}, ...}
 
-with `validation_loss`, `perplexity`, `state_rms` and `health` at the steps that validate. Losses in nats a token;
-`train_loss` and `gradient_norm` (before clipping) are means over the steps since the row before. Of the last step, by
-component where there are several (else by layer): `gradient_norms`, before clipping, and `relative_updates`, the RMS of
-the optimiser's step over the RMS of the parameters before it; `gates`, the mean of each layer's fusion gate over its
-batch, of models that have one. After the validation windows: `state_rms` of each state, and `health`, 0..1, of each
-"component.layer". No clock time is written here: two runs with the same settings give the same bytes.
+Losses in nats a token; `train_loss` and `gradient_norm` (before clipping) are means over the steps since the row
+before, `tokens_per_second` is their speed. Of the last step, by component where there are several (else by layer):
+`gradient_norms`, before clipping, `gradient_ratio`, of the first two components, and `relative_updates`, the RMS of the
+optimiser's step over the RMS of the parameters before it; `gates`, the mean of each layer's fusion gate over its batch,
+of models that have one.
+
+At the steps that validate: `validation_loss` and `perplexity`; after the validation windows `state_rms` and
+`state_entropy` of each state; of each "component.layer" `evolution`, the cosine of G3.5, and `health`, 0..1; `sample`,
+a few words that the model wrote, after a "|". `checks` G3 stands in the row of step 1,000, or of the last.
+
+Everything but `tokens_per_second` is a pure function of the run's settings: :func:`without_clock`.
 """
 
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+CLOCK = ("tokens_per_second",)
 
 
 class TrainingLog:
@@ -57,6 +64,15 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     """The rows of a log, in order; a last line cut short by a kill is left out."""
     lines = path.read_bytes().split(b"\n")
     return [json.loads(line) for line in lines[:-1] if line]
+
+
+def without_clock(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows without what no two runs share.
+
+    >>> without_clock([{"step": 10, "tokens_per_second": 900.0}])
+    [{'step': 10}]
+    """
+    return [{name: value for name, value in row.items() if name not in CLOCK} for row in rows]
 
 
 def significant(value: float, digits: int = 7) -> float:

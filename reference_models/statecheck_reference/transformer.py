@@ -173,7 +173,8 @@ class TransformerLanguageModel(CarriesStates):
         new_states: States = {}
         for index, layer in enumerate(self.layers):
             stream, key, value = layer(stream, self._cached(index), bias)  # (B, T, W), (B, H, P + T, D) twice
-            new_states |= {f"layers.{index}.k": key, f"layers.{index}.v": value}
+            dtype = self.embedding.weight.dtype  # autocast makes keys and values of another
+            new_states |= {f"layers.{index}.k": key.to(dtype), f"layers.{index}.v": value.to(dtype)}
         self._states = new_states
         return functional.linear(self.norm(stream), self.embedding.weight)  # (B, T, V)
 

@@ -103,17 +103,18 @@ class _Scores:
         complete = trace.reached >= trace.schedule.final and bool(item.baseline_square.any())
         self.growth = item.growth() if complete else None
 
-    def all(self, weights: Array) -> Array:
-        """(sub-scores, B)."""
-        n = weights.sum(axis=1)
-        moving = 1 - weights @ self.cosine / n
-        values = {
+    def values(self, weights: Array) -> dict[str, Array]:
+        """By sub-score, what it is the score of, (B): R, 1 - cosine, I and the pinned share."""
+        return {
             "bounded": self._growth(weights),
-            "moving": moving,
+            "moving": 1 - weights @ self.cosine / weights.sum(axis=1),
             "responsive": dynamics.dependence(weights, self.item.grams),
             "unpinned": dynamics.pinned_share(weights, *self.pinned),
         }
-        scores = [anchored(value, **self.anchors[name]) for name, value in values.items()]
+
+    def all(self, weights: Array) -> Array:
+        """(sub-scores, B)."""
+        scores = [anchored(value, **self.anchors[name]) for name, value in self.values(weights).items()]
         return np.stack([*scores, np.ones(len(weights))])
 
     def _growth(self, weights: Array) -> Array:
@@ -166,6 +167,8 @@ class HealthReading:
     """Health of every (component, layer), as point estimates over `documents` documents read up to `tokens` tokens.
 
     `scores` and `subscores` lie in 0..1; `limiting` names the smallest sub-score of a layer, which is its score.
+    `values` are what the sub-scores are scores of: R ("bounded"), 1 - the cosine of G3.5 ("moving"), I ("responsive")
+    and the pinned share ("unpinned"); NaN where the trace ended before.
     `heads` is shown and not judged: R of every (state, head), the median over documents of the state's RMS at the end
     over its RMS at the training length (head None: the whole tensor; empty where the trace ended before). `note` says
     where a state or an output was not finite: all scores are 0 then.
@@ -177,6 +180,7 @@ class HealthReading:
     scores: Mapping[Place, float]
     limiting: Mapping[Place, str]
     subscores: Mapping[Place, Mapping[str, float]]
+    values: Mapping[Place, Mapping[str, float]]
     heads: Mapping[Place, Mapping[tuple[str, int | None], float]]
     note: str = ""
 
@@ -259,8 +263,13 @@ class StateHealthMonitor:
         }
         limiting = {place: min(SUBSCORES, key=own.__getitem__) for place, own in subscores.items()}
         scores = {place: own[limiting[place]] for place, own in subscores.items()}
+        everyone = np.ones((1, trace.n))
+        values = {
+            place: {name: float(value[0]) for name, value in table.values(everyone).items()}
+            for place, table in zip(places, tables, strict=True)
+        }
         heads = {place: _heads(table) for place, table in zip(places, tables, strict=True)}
-        return HealthReading(trace.facts.title, trace.n, trace.reached, scores, limiting, subscores, heads)
+        return HealthReading(trace.facts.title, trace.n, trace.reached, scores, limiting, subscores, values, heads)
 
     def _unfinite(self, trace: Record) -> HealthReading:
         assert trace.nonfinite is not None
@@ -273,6 +282,7 @@ class StateHealthMonitor:
             scores=dict.fromkeys(places, 0.0),
             limiting=dict.fromkeys(places, "finite"),
             subscores={place: {"finite": 0.0} for place in places},
+            values={place: {} for place in places},
             heads={place: {} for place in places},
             note=f"not finite after token {at}: {', '.join(what)}",
         )

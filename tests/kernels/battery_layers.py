@@ -9,7 +9,8 @@ from collections.abc import Callable
 import torch
 from battery import Case
 from drawing import assert_close
-from statecheck_reference.hybrid import HybridConfig, HybridLanguageModel
+from statecheck_reference.hybrid import HybridLanguageModel
+from statecheck_reference.hybrid_config import HybridConfig
 from statecheck_reference.mamba2 import CONVOLUTION, Mamba2Mixer
 from torch import Tensor, nn
 

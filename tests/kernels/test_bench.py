@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,19 @@ import torch
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "kernels"))
 
-from benchmarks import eager, gpu, inputs, memory, ours, own, peers, rows, speed  # noqa: E402
+from benchmarks import eager, gpu, inputs, memory, ours, own, peers, rows, speed, training, training_runs  # noqa: E402
 from benchmarks.bars import BARS, Bar  # noqa: E402
 from benchmarks.clock import Measured, Spread, interleaved  # noqa: E402
+from benchmarks.gpt import GPT  # noqa: E402
+from benchmarks.learners import First, Learner, agree, copy_weights, forgetting  # noqa: E402
+from benchmarks.mamba_models import MAMBA, PEERS, Peer  # noqa: E402
 from benchmarks.settings import Settings  # noqa: E402
 from benchmarks.variants import Missing, Variant  # noqa: E402
 from statecheck_kernels.contract import Scan  # noqa: E402
+from statecheck_reference.hybrid import HybridLanguageModel  # noqa: E402
+from statecheck_reference.presets import preset  # noqa: E402
+from statecheck_reference.settings import TrainingSettings  # noqa: E402
+from statecheck_reference.streams import Batch  # noqa: E402
 
 PATIENCE = 300.0  # seconds on a busy machine
 SPOILED = """
@@ -80,15 +88,16 @@ def test_a_quick_run_has_a_row_for_every_kernel_and_names_what_is_not_installed(
 def test_a_quick_run_of_everything_else_measures_every_row(tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
     kinds = ("threads", "packed", "statistics", "memory")
-    ended = run("kernels/bench.py", "--quick", "--long", "--json", str(out), "--kinds", *kinds, "hybrid")
+    models = ("hybrid", "training")
+    ended = run("kernels/bench.py", "--quick", "--long", "--json", str(out), "--kinds", *kinds, *models)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     found = json.loads(out.read_text())["rows"]
-    wanted = {(kernel, kind) for kernel in inputs.KERNELS for kind in kinds} | {("hybrid", "hybrid")}
+    of_models = {row for row in BARS if row[1] in models}
+    assert {(row["kernel"], row["kind"], row["name"]) for row in found if row["kind"] in models} == of_models
+    wanted = {(kernel, kind) for kernel in inputs.KERNELS for kind in kinds} | {row[:2] for row in of_models}
     assert {(row["kernel"], row["kind"]) for row in found} == wanted
-    of_hybrid = {row["name"] for row in found if row["kernel"] == "hybrid"}
-    assert of_hybrid == {name for kernel, _, name in BARS if kernel == "hybrid"}
     for row in found:
-        lacking = ("needs two processors", "only the chunked form is here")
+        lacking = ("needs two processors", "only the chunked form is here", "not installed")
         assert row["ratio"] is not None or any(why in row["note"] for why in lacking), row
 
 
@@ -245,3 +254,135 @@ def test_the_inputs_of_the_bars() -> None:
     assert bool((scan["A"] < 0).all())
     assert bool((wkv["log_w"] < 0).all())
     assert torch.equal(wkv["r"], inputs.make("wkv6", inputs.QUICK)["r"])
+
+
+# ---------------------------------------------------------------------------------------------------- training steps
+
+SMALL_MAMBA = replace(
+    MAMBA, width=8, rwkv_heads=1, mamba_inner=16, mamba_state=4, mamba_rank=2, blocks=2, vocabulary=16
+)
+SETTINGS_8M = TrainingSettings("hybrid", shape=preset("hybrid-8m"))
+SMALL = TrainingSettings("hybrid", shape=SMALL_MAMBA.to_dict(), peak_rate=1e-2, warm_up=0, final_rate=1.0, clip=0.01)
+BATCH = torch.randint(16, (2, 9), generator=torch.Generator().manual_seed(3))
+
+
+def small(seed: int = 0) -> HybridLanguageModel:
+    torch.manual_seed(seed)
+    return HybridLanguageModel(SMALL_MAMBA)
+
+
+def learner_of(model: HybridLanguageModel) -> Learner:
+    return Learner(model, forgetting(model), BATCH, SMALL)
+
+
+def test_the_step_that_is_timed_is_the_trainers() -> None:
+    pytest.importorskip("scipy")  # the trainer needs it, the benchmark does not
+    from statecheck_reference.stepping import Stepper
+
+    timed, trained = small(), small()
+    learner = learner_of(timed)
+    stepper = Stepper.of(SMALL, trained)
+    batch = Batch(BATCH[:, :-1], BATCH[:, 1:], torch.ones(2, dtype=torch.bool))
+    assert [learner.step() for _ in range(3)] == [stepper.step(batch, n + 1, detailed=False).loss for n in range(3)]
+    assert all(torch.equal(x, y) for x, y in zip(timed.parameters(), trained.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_a_peer_with_our_weights_takes_our_first_step(name: str) -> None:
+    model = small()
+    peer = PEERS[name](SMALL_MAMBA, model)
+    if isinstance(peer, str):
+        pytest.skip(f"{name} is {peer}")
+    first = First.of(learner_of(model))
+    other = First.of(Learner(peer.model, peer.read, BATCH, SMALL))
+    assert len(first.gradients) == 2 + 2 * 10  # embedding, norm; a norm and nine of Mamba's own in each block
+    assert max(first.errors(other, peer.names)) < 1e-5
+
+
+def test_a_first_step_with_one_weight_off_disagrees() -> None:
+    model, twin, off = small(), small(), small()
+    off.get_parameter("blocks.1.mamba.A_log").data.mul_(1.05)
+    first = First.of(learner_of(model))
+    assert first.errors(First.of(learner_of(twin))) == (0, 0)
+    loss, gradients = first.errors(First.of(learner_of(off)))
+    assert loss < 1e-4 < 1e-3 < gradients  # the loss of an untrained model alone would not tell
+    assert not agree(loss, gradients)
+
+
+def test_weights_are_copied_by_name_or_not_at_all() -> None:
+    model, other = small(), small(seed=1)
+    copy_weights(model, other, str)
+    assert all(torch.equal(x, y) for x, y in zip(model.parameters(), other.parameters(), strict=True))
+    with pytest.raises(ValueError, match=r"blocks.0.norm.weight has no counterpart"):
+        copy_weights(model, other, lambda name: name.replace("norm.weight", "norm_f.weight"))
+
+
+def test_the_plain_gpt_is_one_and_of_the_size_of_the_hybrid() -> None:
+    with torch.device("meta"):
+        plain = GPT(4096, 256, places=256, **training_runs.GPT_SHAPE)
+        hybrid = SETTINGS_8M.architecture.build(SETTINGS_8M.shape)
+    count = sum(parameter.numel() for parameter in plain.parameters())
+    assert count == 9 * (12 * 256**2 + 2 * 2 * 256) + (4096 + 256 + 2) * 256  # layers and norms; table, places, norm
+    assert count / sum(parameter.numel() for parameter in hybrid.parameters()) == pytest.approx(1, abs=0.03)
+    torch.manual_seed(0)
+    small_gpt = GPT(vocabulary=16, width=8, layers=2, heads=2, places=8)
+    changed = BATCH[:, :-1].clone()
+    changed[:, 5] = (changed[:, 5] + 1) % 16
+    differs = (small_gpt(BATCH[:, :-1]) - small_gpt(changed)).abs().amax((0, 2)) > 0
+    assert differs.tolist() == [False] * 5 + [True] * 3
+
+
+def found_by_the_hybrid(**other: object) -> dict[str, object]:
+    """A step of 3 seconds, matrix products of 0.01 and 0.03, a GPT's step of 2, a step without the library of 6."""
+    seconds = {"ours": 3.0, "GPT": 2.0, "chunked": 6.0, "GEMM before": 0.01, "GEMM after": 0.03}
+    return {
+        "times": {name: [{"0": x, "1": x}, {"0": x, "1": x}] for name, x in seconds.items()},
+        "errors": [1e-6, 1e-5],
+        "agrees": True,
+        "forms": {"ours": ["cpu"], "chunked": ["chunked"]},
+        "parameters": {"ours": 10_000_000, "GPT": 10_200_000},
+        "falls": {"ours": True, "chunked": True, "GPT": True},
+        "tokens": 2**13,
+        **other,
+    }
+
+
+def test_the_ratios_of_a_training_step_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "in_a_process", lambda module, told: found_by_the_hybrid())
+    # 6 x 10^7 x 2^13 operations at 2^32 in 0.02 s are 2.29 s.
+    bound, plain, chunked = training._hybrid(Settings())
+    assert bound.ratio.median == pytest.approx(3 / (6e7 * 2**13 / 2**32 * 0.02))
+    assert (plain.ratio.median, chunked.ratio.median) == (1.5, 2.0)
+    assert [row.verdict for row in (bound, plain, chunked)] == ["STRETCH", "short", "PASS"]
+    assert "215 GF/s" in bound.note
+
+
+@pytest.mark.parametrize(
+    ("other", "number", "why"),
+    [
+        ({"agrees": False, "errors": [1e-6, 0.1]}, 2, "no time is given"),
+        ({"parameters": {"ours": 10_000_000, "GPT": 10_400_000}}, 1, "not of its size"),
+        ({"falls": {"ours": False, "chunked": True, "GPT": True}}, 0, "the loss of ours does not fall"),
+    ],
+)
+def test_a_training_step_that_is_not_what_it_says_disagrees(
+    other: dict[str, object], number: int, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "in_a_process", lambda module, told: found_by_the_hybrid(**other))
+    found = training._hybrid(Settings())
+    assert [row.agrees for row in found] == [n != number for n in range(3)]
+    assert why in found[number].note
+    assert rows.exit_code(found) == 3
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_no_time_is_given_of_a_peer_that_takes_another_step(slow: bool) -> None:
+    model = small()
+    off = small()
+    off.get_parameter("blocks.1.mamba.A_log").data.mul_(1.05)
+    peer = Peer(off, forgetting(off), str, slow=slow)
+    beside = training_runs._Beside(First.of(learner_of(model)), learner_of(model).step, repeats=1)
+    found = beside.measured(peer, BATCH, SMALL)
+    assert not found["agrees"]
+    row = training._peer("mambapy", found, "", "cpu")
+    assert (row.verdict, row.ratio) == ("DISAGREES", None)

@@ -1,4 +1,4 @@
-"""The two layers written anew from their papers, in numpy, float64, one sequence, token by token and head by head.
+"""The three layers written anew from their papers, in numpy, float64, one sequence, token by token and head by head.
 
 Nothing here is shared with the package: no recurrence either, but the sums that the papers begin with, over all earlier
 tokens. Slow, and meant to be read beside the papers.
@@ -113,3 +113,40 @@ def mamba2(
     for group in np.split(np.arange(inner), groups):  # RMSNorm, each group by itself
         gated[:, group] /= np.sqrt((gated[:, group] ** 2).mean(-1, keepdims=True) + eps)
     return (gated * p["norm.weight"]) @ p["out_proj.weight"].T, seen[-3:].T, last
+
+
+# ------------------------------------------------------------------------- Gu & Dao 2023, arXiv 2312.00752, Mamba
+
+
+def selective(x: Array, step: Array, a: Array, b: Array, c: Array, state: Array) -> tuple[Array, Array]:
+    """Algorithm 2 for one channel, and the state after the last token: equation 2, unrolled over all earlier tokens.
+
+    y_t = sum over units of c_t h_t, h_t = exp(a (step_1 + ... + step_t)) h_0 + sum over s <= t of
+    exp(a (step_s+1 + ... + step_t)) step_s b_s x_s; x and step (T), a and state (N), b and c (T, N).
+    """
+
+    def remembered(tokens: int) -> Array:
+        """h after so many tokens."""
+        h = np.exp(a * step[:tokens].sum()) * state
+        for s in range(tokens):
+            h = h + np.exp(a * step[s + 1 : tokens].sum()) * step[s] * b[s] * x[s]
+        return h
+
+    return np.array([c[t] @ remembered(t + 1) for t in range(len(x))]), remembered(len(x))
+
+
+def mamba1(p: Mapping[str, Array], u: Array, window: Array, states: Array) -> tuple[Array, Array, Array]:
+    """Figure 3: outputs (T, W) of u (T, W), the next window (E, 3) and states (E, N); published names."""
+    inner, n = states.shape
+    x, z = np.split(u @ p["in_proj.weight"].T, 2, axis=1)
+    seen = np.concatenate([window.T, x])  # token t is at t + 3
+    kernel = p["conv1d.weight"][:, 0]  # (E, 4), the latest last
+    x = silu(np.array([(kernel.T * seen[t : t + 4]).sum(0) for t in range(len(u))]) + p["conv1d.bias"])
+    low, b, c = np.split(x @ p["x_proj.weight"].T, np.cumsum([p["dt_proj.weight"].shape[1], n]), axis=1)
+    step = softplus(low @ p["dt_proj.weight"].T + p["dt_proj.bias"])
+    y, last = np.zeros_like(x), np.zeros_like(states)
+    for channel in range(inner):
+        a, own = -np.exp(p["A_log"][channel]), np.s_[:, channel]
+        answer, last[channel] = selective(x[own], step[own], a, b, c, states[channel])
+        y[own] = answer + p["D"][channel] * x[own]
+    return (y * silu(z)) @ p["out_proj.weight"].T, seen[-3:].T, last

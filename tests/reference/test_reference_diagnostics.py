@@ -11,11 +11,14 @@ from statecheck_reference.corpus import Corpus
 from statecheck_reference.evaluation import Windows, cut_windows
 from statecheck_reference.models import LanguageModel
 from statecheck_reference.optimiser import make_optimiser, set_rate
+from statecheck_reference.sampling import sample
 from statecheck_reference.settings import TrainingSettings
+from statecheck_reference.start_checks import check_falling, check_untrained, complaints
 from statecheck_reference.train import LOG, train
 from statecheck_reference.training_log import read_log
 from torch.nn import functional
 
+from statecheck import check_model, wrap
 from statecheck.probes.extended import read_log as read_log_of_statecheck
 
 
@@ -48,7 +51,9 @@ def test_the_rows_of_a_hybrid_tell_of_its_components(
     rows = read_log(tmp_path / LOG)
     for row in rows[1:]:
         assert set(row["gradient_norms"]) == set(row["relative_updates"]) == {"rwkv", "mamba"}
-        assert min(row["gradient_norms"].values()) > 0
+        norms = row["gradient_norms"]
+        assert min(norms.values()) > 0
+        assert row["gradient_ratio"] == pytest.approx(norms["rwkv"] / norms["mamba"], rel=1e-5)
         assert math.hypot(*row["gradient_norms"].values()) < row["gradient_norm"]  # both are before clipping
         assert set(row["gates"]) == {"blocks.0", "blocks.1"}
         assert all(0 < gate < 1 for gate in row["gates"].values())
@@ -58,7 +63,10 @@ def test_the_rows_of_a_hybrid_tell_of_its_components(
         assert set(row["state_rms"]) == states
         assert set(row["health"]) == {"rwkv.0", "rwkv.1", "mamba.0", "mamba.1"}
         assert all(0 <= score <= 1 for score in row["health"].values())
-    read = read_log_of_statecheck(tmp_path / LOG, list(settings.architecture.components))
+        assert set(row["evolution"]) == set(row["health"])
+        assert all(-1 <= cosine <= 1 for cosine in row["evolution"].values())
+        assert set(row["state_entropy"]) == states
+    read = read_log_of_statecheck(tmp_path / LOG, list(settings.components))
     for part, key in ((read.norms, "gradient_norms"), (read.updates, "relative_updates"), (read.gates, "gates")):
         assert {name: points[-1] for name, points in part.items()} == {n: (40, v) for n, v in rows[-1][key].items()}
 
@@ -67,7 +75,7 @@ def test_gradient_norms_are_those_of_all_gradients_of_a_component_as_one_vector(
     settings: TrainingSettings, model: LanguageModel
 ) -> None:
     backward(model)
-    norms = diagnostics.gradient_norms(diagnostics.parts_of(model, settings.architecture))
+    norms = diagnostics.gradient_norms(diagnostics.parts_of(model, settings.components))
     for component in ("rwkv", "mamba"):
         own = [p.grad.double().flatten() for name, p in model.named_parameters() if f".{component}." in name]
         assert norms[component] == pytest.approx(torch.cat(own).norm().item(), rel=1e-5)
@@ -77,7 +85,7 @@ def test_the_relative_update_is_that_of_the_step_that_was_taken(
     settings: TrainingSettings, model: LanguageModel
 ) -> None:
     """By hand: parameters scaled by 1.25 moved by a quarter of themselves; nothing moved: 0."""
-    parts = diagnostics.parts_of(model, settings.architecture)
+    parts = diagnostics.parts_of(model, settings.components)
     before = diagnostics.values_of(parts)
     with torch.no_grad():
         for parameter in parts["rwkv"]:
@@ -109,8 +117,8 @@ def test_measuring_health_leaves_the_model_as_it_was(tiny_runs: dict[str, Traini
     weights = {key: value.clone() for key, value in model.state_dict().items()}
     gradients = [parameter.grad.clone() for parameter in model.parameters()]
     generator = torch.get_rng_state()
-    first = diagnostics.health(model, settings.architecture, windows(16))
-    assert diagnostics.health(model, settings.architecture, windows(16)) == first
+    first = diagnostics.read_states(model, settings, windows(16))
+    assert diagnostics.read_states(model, settings, windows(16)) == first
     assert torch.equal(torch.get_rng_state(), generator)
     assert all(module.training and not module._forward_hooks for module in model.modules())
     assert all(torch.equal(value, states[state]) for state, value in model.get_states().items())
@@ -120,14 +128,67 @@ def test_measuring_health_leaves_the_model_as_it_was(tiny_runs: dict[str, Traini
 
 def test_health_sees_a_state_that_no_input_reaches(settings: TrainingSettings, model: LanguageModel) -> None:
     """With its parameters and the norm before it at zero, the first RWKV writes nothing and sees nothing."""
-    whole = diagnostics.health(model, settings.architecture, windows(16))
+    whole = diagnostics.read_states(model, settings, windows(16))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.startswith("blocks.0.rwkv.") or name == "blocks.0.norm.weight":
                 parameter.zero_()
-    broken = diagnostics.health(model, settings.architecture, windows(16))
-    assert whole["rwkv.0"] > 0.5
-    assert broken["rwkv.0"] < 0.01
+    broken = diagnostics.read_states(model, settings, windows(16))
+    assert whole.health["rwkv.0"] > 0.5
+    assert broken.health["rwkv.0"] < 0.01
+
+
+def test_evolution_is_the_cosine_that_the_row_of_a_suite_judges(
+    settings: TrainingSettings, model: LanguageModel
+) -> None:
+    found = diagnostics.read_states(model, settings, windows(16)).evolution
+    wrapped = wrap(
+        model, vocabulary=300, training_length=8, **settings.architecture.declared(settings.shape).for_wrap()
+    )
+    inputs = torch.cat([inputs for inputs, _ in windows(16)], dim=1)
+    row = check_model(wrapped, only=["G3.5"], inputs=inputs)["G3.5"]
+    worst = next(one for one in row.measurements if one.name == "G3.5.cosine")
+    assert max(found.values()) == pytest.approx(worst.value, abs=1e-6)
+
+
+def test_a_sample_is_drawn_from_the_model_and_leaves_it_as_it_was(model: LanguageModel) -> None:
+    """The seed decides, and at a temperature of almost 0 what it thinks likeliest after all that was written."""
+    prompt = torch.tensor([1, 2, 3])
+    model(prompt[None])
+    states, generator = model.get_states(), torch.get_rng_state()
+    drawn = sample(model, prompt, 20, seed=1)
+    assert drawn == sample(model, prompt, 20, seed=1) != sample(model, prompt, 20, seed=2)
+    assert all(0 <= token < 300 for token in drawn)
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(torch.equal(value, states[name]) for name, value in model.get_states().items())
+    # the last token is read before the next is drawn: greedy drawing follows the model's own argmax
+    model.set_states(None)
+    text, greedy = prompt.tolist(), sample(model, prompt, 5, seed=0, temperature=1e-6)
+    for token in greedy:
+        model.set_states(None)
+        assert int(model(torch.tensor([text]))[0, -1].argmax()) == token
+        text.append(token)
+
+
+@pytest.mark.parametrize(
+    ("factor", "failing"),
+    [(1.0, []), (300.0, ["G2"]), (math.inf, ["G1", "G2"])],
+    ids=["healthy", "decided", "infinite"],
+)
+def test_the_first_gates_stop_at_what_they_are_for(model: LanguageModel, factor: float, failing: list[str]) -> None:
+    with torch.no_grad():
+        model.get_parameter("norm.weight").mul_(factor)
+    checks = check_untrained(model, windows()[0][0])
+    assert [name for name, check in checks.items() if not check["passed"]] == failing
+    assert [line.split(":")[1].strip() for line in complaints(checks)] == failing
+    assert model.get_states() == {}
+
+
+def test_a_loss_that_does_not_fall_fails_the_third_gate() -> None:
+    assert not check_falling([{"train_loss": 5.0}, {"train_loss": 5.0}])["passed"]
+    assert not check_falling([{"train_loss": loss} for loss in (5.0, 4.0, 6.0)])["passed"]
+    assert "has not fallen" in complaints({"G3": check_falling([{"train_loss": 5.0}])})[0]
 
 
 def test_matrices_decay_and_what_sets_time_scales_does_not(settings: TrainingSettings, model: LanguageModel) -> None:

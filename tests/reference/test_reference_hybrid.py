@@ -4,8 +4,6 @@ import copy
 import pickle
 from types import ModuleType
 
-import numpy as np
-import paper
 import pytest
 import torch
 from agreement import FIXED, TOLERANCE, both_forms, error, randomised
@@ -15,8 +13,8 @@ from hypothesis import strategies as st
 from statecheck_kernels import Observe, Scan
 from statecheck_reference import mamba2, rwkv6
 from statecheck_reference.carrying import States
-from statecheck_reference.hybrid import HybridConfig, HybridLanguageModel
-from test_reference_rwkv6 import in_the_papers_names
+from statecheck_reference.hybrid import HybridLanguageModel
+from statecheck_reference.hybrid_config import HybridConfig
 from torch import Tensor
 
 SMALL = HybridConfig(
@@ -108,40 +106,6 @@ def test_a_branch_that_forgets_between_calls_is_caught(
 
     monkeypatch.setattr(module, name, forgetful)
     assert off_over_cuts(model_of(0, dtype=torch.float64), 1, [7, 5]) > 100 * TOLERANCE[torch.float32]
-
-
-def rms(x: np.ndarray, gain: Tensor) -> np.ndarray:
-    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * gain.detach().numpy()
-
-
-@both_forms
-def test_the_model_is_its_glossary() -> None:
-    """The equations at the head of hybrid.py over the layers written anew from their papers, in numpy."""
-    model = model_of(5, dtype=torch.float64)
-    tokens, first = ids(1, 9)[0], {}
-    for name, shape in model.state_shapes.items():
-        first[name] = torch.randn(1, *shape, generator=generator(len(first)), dtype=torch.float64)
-    model.set_states(first)
-    logits, states = model(tokens[None]), model.get_states()
-    table = model.embedding.weight.detach().numpy()
-    stream = table[tokens.numpy()]
-    for n, block in enumerate(model.blocks):
-        own = {name: first[f"blocks.{n}.{name}"][0].numpy() for name in SMALL.state_shapes}
-        normed = rms(stream, block.norm.weight)
-        r, shift, wkv = paper.time_mixing(
-            in_the_papers_names(block.rwkv), normed, own["rwkv.shift"], own["rwkv.wkv"], SMALL.rwkv_heads
-        )
-        mamba = {name: parameter.detach().numpy() for name, parameter in block.mamba.named_parameters()}
-        m, conv, ssm = paper.mamba2(mamba, normed, own["mamba.conv"], own["mamba.ssm"], SMALL.mamba_groups)
-        weights = {name: parameter.detach().numpy() for name, parameter in block.named_parameters()}
-        gate = 1 / (1 + np.exp(-(normed @ weights["fusion.weight"].T + weights["fusion.bias"])))
-        stream = stream + gate * r + (1 - gate) * m
-        hidden = np.maximum(rms(stream, block.feed_norm.weight) @ weights["feed_in.weight"].T, 0) ** 2
-        stream = stream + hidden @ weights["feed_out.weight"].T
-        after = {"rwkv.shift": shift, "rwkv.wkv": wkv, "mamba.conv": conv, "mamba.ssm": ssm}
-        for name, state in after.items():
-            assert error(states[f"blocks.{n}.{name}"][0], torch.from_numpy(state)) < TOLERANCE[torch.float64]
-    assert error(logits[0], torch.from_numpy(rms(stream, model.norm.weight) @ table.T)) < TOLERANCE[torch.float64]
 
 
 @both_forms

@@ -7,7 +7,8 @@ import pytest
 import torch
 from agreement import both_forms, error
 from statecheck_kernels.forms import backend
-from statecheck_reference.hybrid import HybridConfig, HybridLanguageModel
+from statecheck_reference.hybrid import HybridLanguageModel
+from statecheck_reference.hybrid_config import HybridConfig
 from statecheck_reference.models import MODELS
 from test_reference_hybrid import SMALL, ids, model_of
 from torch import Tensor
@@ -46,7 +47,7 @@ def test_wrap_finds_the_facts(form: str) -> None:
 
 def test_what_the_package_declares_is_what_is_found() -> None:
     model = model_of(0)
-    declaration = MODELS["hybrid"].declaration()
+    declaration = MODELS["hybrid"].declared({}).for_wrap()
     facts = sc.wrap(model, vocabulary=SMALL.vocabulary, **declaration).facts
     assert {name: state.kind for name, state in facts.states.items()} == {
         name: StateKind.MATRIX if name.endswith(("wkv", "ssm")) else StateKind.CONV for name in model.state_shapes

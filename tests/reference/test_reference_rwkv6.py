@@ -18,7 +18,7 @@ from torch import Tensor
 
 
 def layer_of(seed: int, width: int = 12, heads: int = 3, kind: str = "mild") -> TimeMix:
-    layer = randomised(lambda: TimeMix(width=width, heads=heads, low_rank=2, depth=0.3).double(), seed)
+    layer = randomised(lambda: TimeMix(width=width, heads=heads, low_rank=2, layer=1, layers=4).double(), seed)
     with torch.no_grad():
         if kind == "by channel":  # log decay = -exp(decay)
             layer.decay.copy_((-log_decays(generator(seed), kind, width)).log())
@@ -111,20 +111,26 @@ def test_each_low_rank_map_reaches_its_own_projection() -> None:
         assert moved.tolist() == [other <= index for other in range(len(MIXED))]
 
 
-def test_the_first_values_are_the_published_ones() -> None:
-    """As `rwkv_v6_demo.py` of RWKV-LM sets them channel by channel; here for the first layer, decays for all."""
-    width, share = 12, torch.arange(12) / 12
-    layer = TimeMix(width=width, heads=3, low_rank=2, depth=0.0)
-    wanted = {"receptance": 0.5, "key": 1.0, "value": 1.0, "gate": 0.5, "decay": 1.0}
-    for name, power in wanted.items():
-        torch.testing.assert_close(layer.mu[MIXED.index(name)], 1 - share**power)
-    torch.testing.assert_close(layer.mu_x, 1 - share)
-    assert layer.bonus.flatten().tolist() == pytest.approx([0.0, 0.1, -0.1] * 4)
-    assert not layer.mix_down.any()
-    assert not layer.decay_down.any()
-    for depth in (0.0, 0.5, 1.0):
-        decay = [-6 + 5 * (n / (width - 1)) ** (0.7 + 1.3 * depth) for n in range(width)]
-        assert TimeMix(width, 3, 2, depth).decay.tolist() == pytest.approx(decay, rel=1e-6)
+@pytest.mark.parametrize(("layer", "layers"), [(0, 1), (0, 4), (1, 4), (3, 4), (11, 12)])
+def test_the_first_values_are_the_published_ones(layer: int, layers: int) -> None:
+    """As `rwkv_v6_demo.py` of RWKV-LM sets them, channel by channel, from ratio_0_to_1 and ratio_1_to_almost0."""
+    width = 12
+    mixer = TimeMix(width=width, heads=3, low_rank=2, layer=layer, layers=layers)
+    rising = layer / (layers - 1) if layers > 1 else 0.0
+    falling = 1.0 - layer / layers
+    powers = {"receptance": 0.5 * falling, "key": falling, "value": falling, "gate": 0.5 * falling, "decay": falling}
+    for channel in range(width):
+        share = channel / width
+        for name, power in powers.items():
+            wanted = 1.0 - (share**power + (0.3 * rising if name == "value" else 0.0))
+            assert float(mixer.mu[MIXED.index(name), channel]) == pytest.approx(wanted, abs=1e-6)
+        assert float(mixer.mu_x[channel]) == pytest.approx(1.0 - share**falling, abs=1e-6)
+        place = channel / (width - 1)
+        assert float(mixer.decay[channel]) == pytest.approx(-6 + 5 * place ** (0.7 + 1.3 * rising), abs=1e-5)
+        zigzag = ((channel + 1) % 3 - 1) * 0.1
+        assert float(mixer.bonus.flatten()[channel]) == pytest.approx(rising * (1 - place) + zigzag, abs=1e-6)
+    assert not mixer.mix_down.any()
+    assert not mixer.decay_down.any()
 
 
 @both_forms

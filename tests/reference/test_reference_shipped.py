@@ -138,8 +138,8 @@ def test_an_export_holds_the_trained_weights_and_its_own_record(
     picture = CliRunner().invoke(app, ["plot", "--folder", str(out), "--out", str(tmp_path / "loss.png")])
     assert picture.exit_code == 0, picture.output
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
-    wanted, patterns = MODELS[name], read_config(out)
-    assert patterns.model == wanted.registered
+    wanted, patterns = MODELS[name].declared(tiny_runs[name].shape), read_config(out)
+    assert patterns.model == MODELS[name].registered
     assert patterns.components == {part: facts.states for part, facts in wanted.components.items()}
     assert patterns.selective == dict.fromkeys(wanted.components, True)
     assert (patterns.states, patterns.signals) == (wanted.states, wanted.signals)

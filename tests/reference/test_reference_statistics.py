@@ -139,7 +139,7 @@ def test_the_backend_is_the_form_that_ran(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def shipped(dtype: torch.dtype) -> StatefulModel:
-    declaration = MODELS["hybrid"].declaration()
+    declaration = MODELS["hybrid"].declared({}).for_wrap()
     return sc.wrap(load_shipped(MODELS["hybrid"].folder).to(dtype), vocabulary=4096, **declaration)
 
 

@@ -1,6 +1,7 @@
 """Training: what is logged, and that a run that was killed ends with the same bytes as one that was not."""
 
 import hashlib
+import json
 import math
 import os
 import random
@@ -18,8 +19,9 @@ from statecheck_reference.checkpointing import held, load_checkpoint, save_check
 from statecheck_reference.cli import app
 from statecheck_reference.corpus import Corpus
 from statecheck_reference.settings import TrainingSettings
-from statecheck_reference.train import LOG, THROUGHPUT, TrainingDiverged, train
-from statecheck_reference.training_log import TrainingLog, read_log
+from statecheck_reference.stepping import TrainingDiverged
+from statecheck_reference.train import LOG, train
+from statecheck_reference.training_log import TrainingLog, read_log, without_clock
 from typer.testing import CliRunner
 
 COMMAND = [sys.executable, "-m", "statecheck_reference.cli", "train"]
@@ -34,10 +36,11 @@ class Stopped(Exception):
 
 
 def digests(folder: Path) -> tuple[str, str]:
-    """Of the weights in the checkpoint and of the log."""
+    """Of the weights in the checkpoint, and of the log but for its speeds."""
     checkpoint = load_checkpoint(folder)
     assert checkpoint is not None
-    return weights_digest(checkpoint["weights"]), hashlib.sha256((folder / LOG).read_bytes()).hexdigest()
+    rows = json.dumps(without_clock(read_log(folder / LOG)))
+    return weights_digest(checkpoint["weights"]), hashlib.sha256(rows.encode()).hexdigest()
 
 
 def stop_at(limit: int) -> Any:
@@ -57,8 +60,12 @@ def test_the_loss_falls_and_the_log_tells_of_every_interval(
     train(settings, corpus, tmp_path)
     rows = read_log(tmp_path / LOG)
     assert [row["step"] for row in rows] == list(range(0, 151, 2))
-    assert rows[0]["log_vocabulary"] == pytest.approx(math.log(300))
-    assert rows[0]["output_entropy"] == pytest.approx(math.log(300), rel=0.02)
+    assert rows[0]["checks"]["G1"] == {"finite": True, "passed": True}
+    assert 0.98 < rows[0]["checks"]["G2"]["entropy_share"] <= 1
+    tenth = [row["train_loss"] for row in rows[1:8]]  # of 75 rows
+    assert rows[-1]["checks"]["G3"]["first"] == pytest.approx(sum(tenth) / 7)
+    assert rows[-1]["checks"]["G3"]["passed"] is True
+    assert not any("checks" in row for row in rows[1:-1])
     validated = {row["step"]: row["validation_loss"] for row in rows if "validation_loss" in row}
     assert sorted(validated) == list(range(0, 151, 10))
     assert validated[150] < validated[0] - 1
@@ -70,10 +77,14 @@ def test_the_loss_falls_and_the_log_tells_of_every_interval(
         assert set(row["relative_updates"]) == set(norms)
         assert all(0 < value < 1 for value in row["relative_updates"].values())
         assert "gates" not in row
+        assert row["tokens_per_second"] > 0
         if "validation_loss" in row:
             assert row["perplexity"] == pytest.approx(math.exp(row["validation_loss"]), rel=1e-5)
             assert set(row["health"]) == {"lstm.0", "lstm.1"}
             assert all(0 < row["state_rms"][name] < 1 for name in ("layers.0.h", "layers.1.h"))
+            assert all(0 < entropy < 1 for entropy in row["state_entropy"].values())
+            assert set(row["evolution"]) == {"lstm.0", "lstm.1"}
+            assert row["sample"].count("|") >= 1
 
 
 @pytest.mark.parametrize(
@@ -240,7 +251,7 @@ def assert_killed_runs_end_alike(texts: Path, folder: Path, settings: TrainingSe
     assert digests(folder / "broken") == digests(folder / "unbroken")
     assert len(read_log(folder / "unbroken" / LOG)) == 251
     assert not list((folder / "broken").glob("*.tmp"))
-    assert sum(row["seconds"] for row in read_log(folder / "broken" / THROUGHPUT)) > 0
+    assert all(row["tokens_per_second"] > 0 for row in read_log(folder / "broken" / LOG)[1:])
 
 
 def test_a_run_killed_twice_ends_with_the_same_bytes(texts: Path, tmp_path: Path, tiny: TrainingSettings) -> None:
@@ -288,7 +299,7 @@ def test_the_command_refuses_a_missing_folder_in_one_line(tmp_path: Path, tiny: 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--shape", "width"], "--shape: expected NAME=NUMBER, found 'width'"),
+        (["--shape", "width"], "--shape: expected NAME=VALUE, found 'width'"),
         (["--shape", "width=8", "--shape", "width=9"], "--shape: expected width once, found it twice"),
         (["--component-rate", "rwkv=fast"], "--component-rate: expected NAME=NUMBER, found 'rwkv=fast'"),
         (["--model", "hybrid", "--shape", "layers=2"], "unknown: layers"),

@@ -79,3 +79,23 @@ def without_silu(
     x: Tensor, weight: Tensor, bias: Tensor, state: Tensor, *, silu: bool, statistics: Observe | None = None
 ) -> Scan:
     return causal_conv1d(x, weight, bias, state)
+
+
+def scan_by(slip: str) -> Callable[..., Scan]:
+    """Mamba's recurrence as a loop, with one of these slips, or with "no slip"."""
+
+    def mutant(*arguments: Tensor, statistics: Observe | None = None) -> Scan:
+        x, dt, A, B, C, D, state = arguments
+        answers = []
+        for t in range(x.shape[1]):
+            step = dt[:, t].unsqueeze(-1)  # (B, D, 1)
+            decay, read = (step * A).exp(), C[:, t].unsqueeze(1)  # (B, D, N), (B, 1, N)
+            weight = torch.expm1(step * A) / A if slip == "exact integral" else step
+            if slip == "decay on the write":
+                weight = weight * decay
+            before, written = state, weight * x[:, t].unsqueeze(-1) * B[:, t].unsqueeze(1)
+            state = decay * state + written
+            answers.append(((before if slip == "read before the write" else state) * read).sum(-1) + D * x[:, t])
+        return Scan(torch.stack(answers, 1), state, None, "wrong")
+
+    return mutant

@@ -1,0 +1,1 @@
+"""Studies of the reference family: the runs, and what is read off them. Each module is a command with a page."""

@@ -1,0 +1,104 @@
+"""What is normal for the 8M model? The judged numbers of the shipped weights, with the spread between short seeds.
+
+    python -m studies.baseline collect --work FOLDER    runs of `studies.runs seeds`, checked -> RESULTS
+    python -m studies.baseline report                   RESULTS and METRICS -> the table of the page
+
+METRICS is what `statecheck baseline reference --out metrics/baseline_8m_metrics.json` writes. `collect` exports each
+short run and checks it as `statecheck run` does. Low and high are the ends of the 95 % prediction interval for one more
+model of the same recipe, from the spread of the short seeds about their mean (Student's t, of logarithms where all
+values are positive), laid about the number of the shipped weights. It is the spread after 500 steps, not after 10,000.
+"""
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from studies.runs import folders
+
+ROOT = Path(__file__).resolve().parents[2]
+METRICS = ROOT / "metrics" / "baseline_8m_metrics.json"
+RESULTS = ROOT / "metrics" / "baseline_8m_seeds.json"
+SHIPPED = ROOT / "reference_models" / "statecheck_reference"
+Metric = Mapping[str, Any]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Collect or report."""
+    parser = argparse.ArgumentParser(prog="studies.baseline", description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["collect", "report"])
+    parser.add_argument("--work", type=Path, help="where the runs are")
+    told = parser.parse_args(arguments)
+    if told.what == "collect":
+        RESULTS.write_text(json.dumps(collect(told.work), indent=1) + "\n")
+    print("\n".join(table(json.loads(METRICS.read_text())["metrics"], json.loads(RESULTS.read_text()))))
+    return 0
+
+
+def collect(work: Path) -> dict[str, list[Metric]]:
+    """By run, the judged numbers of the model that it ended with; what was checked already is not checked again."""
+    found = {}
+    for name, folder in folders("seeds", work).items():
+        out, metrics = folder / "shipped", folder / "metrics.json"
+        if not metrics.is_file():
+            _run(
+                "statecheck_reference.cli",
+                "export",
+                "--work",
+                str(folder),
+                "--out",
+                str(out),
+                "--precision",
+                "bfloat16",
+            )
+            words = ["baseline", str(out), "--data", str(SHIPPED / "text"), "--out", str(metrics)]
+            _run("statecheck", *words, "--run", str(folder / "run"))
+        found[name] = json.loads(metrics.read_text())["metrics"]
+    return found
+
+
+def _run(module: str, *words: str) -> None:
+    subprocess.run([sys.executable, "-m", module, *words], check=True, stdout=subprocess.DEVNULL)
+
+
+def table(shipped: Sequence[Metric], seeds: Mapping[str, Sequence[Metric]]) -> Iterator[str]:
+    """The lines of the table, in markdown; a number that some seed lacks has no spread."""
+    columns = ["number", "asked", "low", "ok: the shipped weights", "high", "seeds, 500 steps"]
+    yield f"| {' | '.join(columns)} |"
+    yield "|" + "---|" * len(columns)
+    short = [{metric["name"]: metric["value"] for metric in own if "value" in metric} for own in seeds.values()]
+    for metric in shipped:
+        if "value" not in metric:
+            continue
+        values = [own[metric["name"]] for own in short if metric["name"] in own]
+        complete = len(values) == len(short)
+        low, high = around(metric["value"], values) if complete else (math.nan, math.nan)
+        shown = ", ".join(f"{value:.3g}" for value in values)
+        ends = [f"{end:.3g}" if math.isfinite(end) else "-" for end in (low, high)]
+        own = f"{metric['value']:.3g} [{metric['low']:.3g}, {metric['high']:.3g}] {metric['status']}"
+        yield f"| {metric['name']} | {', '.join(metric['asked'])} | {ends[0]} | {own} | {ends[1]} | {shown} |"
+
+
+def around(value: float, seeds: Sequence[float]) -> tuple[float, float]:
+    """The 95 % prediction interval of the spread of `seeds`, laid about `value`.
+
+    By hand: 1, 2, 3 have a standard deviation of 1, t(2) is 4.303, and 4.303 * sqrt(1 + 1/3) = 4.968.
+
+    >>> [round(end, 3) for end in around(0.0, [1.0, 2.0, 3.0])]
+    [-4.968, 4.968]
+    """
+    logarithms = value > 0 and min(seeds) > 0
+    x = np.log(np.asarray(seeds)) if logarithms else np.asarray(seeds, dtype=float)
+    reach = float(stats.t.ppf(0.975, len(x) - 1)) * float(x.std(ddof=1)) * math.sqrt(1 + 1 / len(x))
+    return (value * math.exp(-reach), value * math.exp(reach)) if logarithms else (value - reach, value + reach)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,170 @@
+"""Does attention help, is depth worth it, do groups and gamma matter? The validation matrix, run short.
+
+    python -m studies.matrix collect --work FOLDER     runs of `studies.runs matrix` -> RESULTS
+    python -m studies.matrix report                    RESULTS -> the tables of the page, and its picture
+
+Every preset reads the same batches. Losses are compared on the same 16 held-out passages: the difference from
+`baseline` is taken passage by passage and seed by seed, and its 95 % interval is Student's t over passages, of the mean
+over seeds; the spread between the seeds stands beside it. Balance is read off the training log: the geometric mean over
+the last ten logged steps, with the t-interval over seeds, which with two of them is very wide.
+
+Controls: `baseline` of one seed against `baseline` of the other is what a difference of nothing looks like; and the
+checkpoint of a quarter of the steps is what a clear difference looks like.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from statecheck_reference.checkpointing import load_checkpoint
+from statecheck_reference.corpus import open_corpus
+from statecheck_reference.presets import MATRIX
+from statecheck_reference.settings import TrainingSettings
+from statecheck_reference.streams import validation_windows
+from statecheck_reference.training_log import read_log, significant
+from torch.nn import functional
+
+from studies.intervals import Interval, geometric, mean
+from studies.runs import MATRIX_SEEDS, folders
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "docs" / "findings" / "validation_matrix.json"
+PICTURE = ROOT / "docs" / "images" / "validation_matrix.png"
+Results = Mapping[str, Any]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Collect or report."""
+    parser = argparse.ArgumentParser(prog="studies.matrix", description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=["collect", "report"])
+    parser.add_argument("--work", type=Path, help="where the runs are")
+    told = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    if told.what == "collect":
+        RESULTS.write_text(json.dumps(collect(told.work), indent=1) + "\n")
+    results = json.loads(RESULTS.read_text())
+    picture(results, PICTURE)
+    print("\n".join(tables(results)))
+    return 0
+
+
+def collect(work: Path) -> dict[str, Any]:
+    """By preset, what each seed's run came to."""
+    runs = folders("matrix", work)
+    return {name: [run_of(runs[f"matrix-{name}-{seed}"]) for seed in MATRIX_SEEDS] for name in MATRIX}
+
+
+def run_of(folder: Path) -> dict[str, Any]:
+    """Parameters, loss of each held-out passage, and the balance of the components over the last ten logged steps."""
+    rows = [row for row in read_log(folder / "training_log.jsonl") if "train_loss" in row]
+    late = rows[-10:]
+    passages, parameters = losses(folder)
+    return {
+        "parameters": parameters,
+        "validation": [[row["step"], row["validation_loss"]] for row in rows if "validation_loss" in row],
+        "passages": [significant(loss) for loss in passages],
+        "train_loss": significant(float(np.mean([row["train_loss"] for row in late]))),
+        "gradient_ratio": _late([row["gradient_ratio"] for row in late if "gradient_ratio" in row]),
+        "update_ratio": _late(
+            [
+                row["relative_updates"]["rwkv"] / row["relative_updates"]["mamba"]
+                for row in late
+                if "gradient_ratio" in row
+            ]
+        ),
+        "gate": [significant(value) for value in late[-1].get("gates", {}).values()],
+        "tokens_per_second": float(np.median([row["tokens_per_second"] for row in rows])),
+    }
+
+
+def _late(values: Sequence[float]) -> float | None:
+    return significant(float(np.exp(np.mean(np.log(values))))) if values else None
+
+
+@torch.no_grad()
+def losses(folder: Path) -> tuple[list[float], int]:
+    """Loss of each held-out passage of the run's validation, in nats a token; and the number of parameters."""
+    checkpoint = load_checkpoint(folder)
+    assert checkpoint is not None
+    settings = TrainingSettings(**json.loads(checkpoint["settings"]))
+    model = settings.architecture.build(settings.shape)
+    model.load_state_dict(checkpoint["weights"])
+    windows = validation_windows(
+        open_corpus(folder / "corpus"),
+        rows=settings.validation_rows,
+        length=settings.validation_length,
+        window=settings.window,
+    )
+    model.eval()
+    total = torch.zeros(settings.validation_rows, dtype=torch.float64)
+    for inputs, targets in windows:
+        nll = functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), reduction="none")
+        total += nll.view_as(targets).double().mean(1)
+    return (total / len(windows)).tolist(), sum(parameter.numel() for parameter in model.parameters())
+
+
+def difference(results: Results, name: str, other: str = "baseline") -> tuple[Interval, list[float]]:
+    """Loss of preset `name` less that of `other`: over passages, of the mean over seeds; and by seed."""
+    pairs = zip(results[name], results[other], strict=True)
+    by_seed = np.array([np.subtract(one["passages"], two["passages"]) for one, two in pairs])  # (seeds, passages)
+    return mean(by_seed.mean(0).tolist()), by_seed.mean(1).tolist()
+
+
+def tables(results: Results) -> Iterator[str]:
+    """The lines of the table, in markdown."""
+    columns = ["preset", "parameters", "validation loss", "less baseline's, over passages", "by seed"]
+    columns += ["RWKV/Mamba gradient", "relative update", "gate"]
+    yield f"| {' | '.join(columns)} |"
+    yield "|" + "---|" * len(columns)
+    for name, runs in results.items():
+        loss = np.mean([np.mean(run["passages"]) for run in runs])
+        found, by_seed = difference(results, name)
+        seeds = ", ".join(f"{value:+.3f}" for value in by_seed)
+        balance = [_balance(runs, key) for key in ("gradient_ratio", "update_ratio")]
+        gate = f"{np.mean([run['gate'] for run in runs]):.2f}" if runs[0]["gate"] else "-"
+        against = "-" if name == "baseline" else f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+        size = f"{runs[0]['parameters'] / 1e6:.2f}M"
+        yield f"| {name} | {size} | {loss:.3f} | {against} | {seeds} | {' | '.join(balance)} | {gate} |"
+    yield ""
+    yield _controls(results["baseline"])
+
+
+def _controls(baseline: Sequence[Mapping[str, Any]]) -> str:
+    first, second = baseline
+    nothing = mean(np.subtract(first["passages"], second["passages"]).tolist())
+    early = float(np.mean([loss for run in baseline for step, loss in run["validation"] if step == 100]))
+    late = float(np.mean([loss for run in baseline for loss in run["passages"]]))
+    return f"controls: baseline of seed 0 less seed 1: {nothing}; after 100 steps less after 400: {early - late:.3f}"
+
+
+def _balance(runs: Sequence[Mapping[str, Any]], key: str) -> str:
+    values = [run[key] for run in runs]
+    return "-" if None in values else str(geometric(values))
+
+
+def picture(results: Results, path: Path) -> None:
+    """The difference from baseline with its interval, and each seed."""
+    names = [name for name in results if name != "baseline"]
+    figure = Figure(figsize=(7.5, 4), layout="constrained")
+    axes = figure.subplots()
+    for row, name in enumerate(names):
+        found, by_seed = difference(results, name)
+        axes.plot([found.low, found.high], [row, row], color="tab:blue", linewidth=2)
+        axes.plot(by_seed, [row] * len(by_seed), "o", color="tab:orange", markersize=4)
+    axes.axvline(0, color="0.4", linewidth=1)
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set(xlabel="validation loss less baseline's, nats a token (line: 95 % over passages; dots: seeds)")
+    axes.grid(alpha=0.25)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
