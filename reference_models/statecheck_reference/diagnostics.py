@@ -32,12 +32,21 @@ def parts_of(model: nn.Module, components: Mapping[str, ComponentFacts]) -> Part
     >>> {name: len(parameters) for name, parameters in parts_of(model, settings.components).items()}
     {'embedding': 1, 'layers.0': 4, 'layers.1': 4}
     """
-    several = len(components) > 1
+    if len(components) > 1:
+        return parts_by_component(model, components)
     parts: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        part = _component_of(name, components) if several else _child_of(name)
-        if part:
-            parts.setdefault(part, []).append(parameter)
+        if child := _child_of(name):
+            parts.setdefault(child, []).append(parameter)
+    return parts
+
+
+def parts_by_component(model: nn.Module, components: Mapping[str, ComponentFacts]) -> Parts:
+    """The parameters that each component names; those of none are left out."""
+    parts: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if owner := _component_of(name, components):
+            parts.setdefault(owner, []).append(parameter)
     return parts
 
 

@@ -109,6 +109,8 @@ class World:
         if self.size == 1:
             return model
         if not self.sharded:
+            # So told, it never rearranges what it adds up after the first step. Three gradients in another order have
+            # another sum: a run that goes on would not be bit-identical. It warns, once, that it found none unused.
             return DistributedDataParallel(model, find_unused_parameters=True)
         _shard(model, self)
         return model

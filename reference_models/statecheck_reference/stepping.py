@@ -39,6 +39,7 @@ class Stepped:
 class Stepper:
     """Trains `model` step by step; `parts` are its parameters by component, or by layer where it has only one.
 
+    `owned` are those by component, even of one alone: what is frozen and clipped.
     `reader` is called in the model's place: with several processes it makes their gradients one.
     """
 
@@ -47,6 +48,7 @@ class Stepper:
     reader: nn.Module
     optimiser: torch.optim.Optimizer
     parts: Parts
+    owned: Parts
     world: World
 
     @classmethod
@@ -54,7 +56,8 @@ class Stepper:
         """Of a model that is about to be trained by the processes of `world`."""
         reader = world.spread(model)  # first: it may leave this process a share of each parameter
         parts = diagnostics.parts_of(model, settings.components)
-        return cls(settings, model, reader, make_optimiser(model, settings), parts, world)
+        owned = diagnostics.parts_by_component(model, settings.components)
+        return cls(settings, model, reader, make_optimiser(model, settings), parts, owned, world)
 
     def step(self, batch: Batch, number: int, *, detailed: bool) -> Stepped:
         """Update the model on `batch`, this process's rows, in step `number`, counted from 1.
@@ -111,13 +114,13 @@ class Stepper:
     def _clipped(self, number: int) -> float:
         """Drop the gradients of what is frozen, clip the others; the norm of these before."""
         for name in self.settings.frozen(number):
-            for parameter in self.parts[name]:
+            for parameter in self.owned[name]:
                 parameter.grad = None
         norm = None
         if self.settings.component_clips:
             norm = _norm(self.model.parameters())
             for name, limit in self.settings.component_clips.items():
-                nn.utils.clip_grad_norm_(self.parts[name], limit)
+                nn.utils.clip_grad_norm_(self.owned[name], limit)
         total = whole(nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)).item()
         return total if norm is None else norm
 

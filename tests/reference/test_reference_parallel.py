@@ -22,7 +22,7 @@ from statecheck_reference.train import LOG, train
 from statecheck_reference.training_log import read_log, without_clock
 from typer.testing import CliRunner
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 COMMAND = ["-m", "statecheck_reference.cli", "train"]
 SHAPE = """
     vocabulary=300 width=12 blocks=2 rwkv_heads=2 low_rank=2 mamba_inner=16 mamba_heads=2 mamba_state=4 feed_forward=16
@@ -49,10 +49,10 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
 
 
-def together(*given: str) -> subprocess.CompletedProcess[str]:
-    """Two processes, to their end."""
+def together(*given: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
+    """Several processes, to their end."""
     return subprocess.run(
-        [*TORCHRUN, *given], capture_output=True, text=True, env=environment(), timeout=500, check=False
+        [*TORCHRUN, str(processes), *given], capture_output=True, text=True, env=environment(), timeout=500, check=False
     )
 
 
@@ -137,7 +137,7 @@ def test_one_process_writes_all_files(single: Path, pair: tuple[str, Path]) -> N
 
 def kill_at(texts: Path, work: Path, step: int, *options: str) -> None:
     """Run by two processes until the log says `step`, then SIGKILL to all."""
-    agent = subprocess.Popen([*TORCHRUN, *COMMAND, *words(texts, work, *options)], env=environment())
+    agent = subprocess.Popen([*TORCHRUN, "2", *COMMAND, *words(texts, work, *options)], env=environment())
     while agent.poll() is None and logged(work) < step:
         time.sleep(0.001)
     assert agent.poll() is None, f"the run ended before step {step}"
@@ -173,7 +173,7 @@ def wait_until_free(work: Path) -> None:
 def test_two_killed_processes_go_on_to_the_same_end_by_two_and_by_one(
     texts: Path, tmp_path: Path, pair: tuple[str, Path]
 ) -> None:
-    """By two to the very bits: each adds two gradients, whatever their order. By one but for rounding."""
+    """By two to the very bits, by one but for rounding."""
     kind, unbroken = pair
     kill_at(texts, tmp_path / "two", 13, "--parallel", kind)
     assert checkpoint_of(tmp_path / "two")["step"] >= 10
@@ -184,6 +184,19 @@ def test_two_killed_processes_go_on_to_the_same_end_by_two_and_by_one(
     alone(texts, tmp_path / "one")
     ends = (checkpoint_of(tmp_path / name)["weights"] for name in ("one", "two"))
     assert distance(*ends) < 10 * WEIGHTS
+
+
+@pytest.mark.slow
+def test_three_processes_add_their_gradients_in_one_order_before_and_after_they_stop(
+    texts: Path, tmp_path: Path
+) -> None:
+    given = [*COMMAND, *words(texts, tmp_path / "unbroken", "--batch", "6", "--parallel", "ddp")]
+    assert together(*given, processes=3).returncode == 0
+    shutil.copytree(tmp_path / "unbroken", tmp_path / "stopped")
+    shutil.copy(tmp_path / "stopped" / kept_checkpoint(20), tmp_path / "stopped" / "checkpoint.pt")
+    given[given.index("--out") + 1] = str(tmp_path / "stopped")
+    assert together(*given, processes=3).returncode == 0
+    assert digests(tmp_path / "stopped") == digests(tmp_path / "unbroken")
 
 
 def test_two_processes_go_on_from_the_checkpoint_of_one(texts: Path, tmp_path: Path, single: Path) -> None:

@@ -183,6 +183,19 @@ def test_a_component_is_clipped_to_its_own_norm_and_no_other_is(hybrid: Training
     assert stepped.details["gradient_norms"]["rwkv"] == pytest.approx(8 * limit, rel=1e-5)
 
 
+def test_a_component_that_is_alone_is_frozen_and_clipped_too(hybrid: TrainingSettings, batches: list[Batch]) -> None:
+    """The log tells of layers where there is one component; what is frozen is the component all the same."""
+    alone = replace(hybrid, shape={**hybrid.shape, "layout": "interleaved", "ratio": "1:0"})
+    frozen = stepper(replace(alone, freeze={"rwkv": "0:1"}, component_clips={"rwkv": 1e-3}))
+    before = weights(frozen)
+    frozen.step(batches[0], 1, detailed=True)
+    moved = {name for name, value in weights(frozen).items() if not torch.equal(value, before[name])}
+    assert moved
+    assert not any(".rwkv." in name for name in moved)
+    frozen.step(batches[1], 2, detailed=True)
+    assert norm(gradients(frozen), ".rwkv.") <= 1e-3 * (1 + 1e-5)
+
+
 def test_the_whole_gradient_is_clipped_after_its_components(hybrid: TrainingSettings, batches: list[Batch]) -> None:
     """By hand: with R the norm of rwkv, R is cut to R / 2, and then all to half of what is left."""
     raw = raw_gradients(hybrid, batches[0])
