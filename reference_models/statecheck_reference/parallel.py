@@ -17,7 +17,7 @@ fsdp    every process holds a share of each parameter, and gathers a block when 
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -170,6 +170,8 @@ def joined(kind: str | None = None, device: str | None = None) -> Iterator[World
         if not any(sign in str(error) for sign in LOST):
             raise
         raise RuntimeError("another process of the run has ended, and so does this one; the other says why") from error
+    with suppress(RuntimeError):  # one that leaves early looks like a fault to those that are not quite through
+        world.wait()
     distributed.destroy_process_group()  # not after an error: it might wait for processes that are no more
 
 

@@ -97,8 +97,8 @@ def pair(request: pytest.FixtureRequest, texts: Path, tmp_path_factory: pytest.T
     work = tmp_path_factory.mktemp("pair") / "work"
     done = together(*COMMAND, *words(texts, work, "--parallel", request.param))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("trained 40 steps") == 1
-    assert "error" not in done.stderr.lower()
+    assert done.stdout.count("trained 40 steps") == 1, done.stdout
+    assert "error" not in done.stderr.lower(), done.stderr
     return request.param, work
 
 
