@@ -7,6 +7,9 @@ ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.statecheck-installed
 RUN_PYTEST := $(BIN)/python -m pytest
+# A process for each core and a thread for each process: most tests are too small for two threads.
+WORKERS ?= auto
+IN_PARALLEL := -n $(WORKERS) --maxprocesses 8 --dist loadfile
 CPU := kernels/statecheck_kernels/cpu
 
 .DEFAULT_GOAL := help
@@ -30,11 +33,11 @@ $(INSTALLED): pyproject.toml constraints.txt setup.py $(CPU)/source_hash.py $(CP
 demo: setup  ## check the bundled model on bundled text; the report is in statecheck-runs/demo
 	@VENV=$(VENV) scripts/demo.sh $(ARGS)
 
-test: setup  ## all tests but the slow ones
-	$(RUN_PYTEST) $(ARGS)
+test: setup  ## all tests but the slow ones (WORKERS=0: in one process, for ARGS='-x --pdb')
+	OMP_NUM_THREADS=1 $(RUN_PYTEST) $(IN_PARALLEL) $(ARGS)
 
 nightly: setup lint docs-check doctest outputs-check wheel no-compiler triton  ## everything, slow tests too
-	$(RUN_PYTEST) -m '' $(ARGS)
+	OMP_NUM_THREADS=1 $(RUN_PYTEST) -m '' $(IN_PARALLEL) $(ARGS)
 
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .

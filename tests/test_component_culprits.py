@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,11 +16,19 @@ from torch.nn import functional
 from statecheck import experiments, wrap
 from statecheck.commands.calibrate import cells, matrix
 from statecheck.errors import UsageError
-from statecheck.faults import ARCHITECTURES, BRANCHED, FAULTS, planted_in
+from statecheck.faults import ARCHITECTURES, BRANCHED, FAULTS, Fault, planted_in
 from statecheck.protocol import StatefulModel, States
 from statecheck.store import Result
 from statecheck.testing import calibration, check_model, plant
-from statecheck.testing.calibration import asked_of_reference, control, examine, judged, selective_counter, trained
+from statecheck.testing.calibration import (
+    Row,
+    asked_of_reference,
+    control,
+    examine,
+    judged,
+    selective_counter,
+    trained,
+)
 from statecheck.testing.component_culprits import closing_gates
 from statecheck.testing.oracles import topical_tokens
 from statecheck.testing.training import train
@@ -380,3 +388,24 @@ def test_the_registered_reference_is_refused_for_one_component(monkeypatch: pyte
     with pytest.raises(UsageError, match="has one component: an LSTM"):
         calibration.reference()
     calibration.reference.cache_clear()
+
+
+def test_what_a_model_fails_or_leaves_open_as_found_proves_nothing() -> None:
+    """And what it passes as found must still catch the fault, and must not fail without cause."""
+    planted = plant(calibration.two_branch()[0], "branch-faint")
+    fault, none = FAULTS["branch-faint"], FAULTS["none"]
+    last, others = fault.caught_by[-1], fault.caught_by[:-1]
+    assert others
+
+    def row(fault: Fault, failing: Sequence[str], own: Sequence[str] = (), unsettled: Sequence[str] = ()) -> Row:
+        parts = tuple(Verdict(id, Status.FAIL, f"at component {planted.component}") for id in failing)
+        report = [Verdict("all", Status.FAIL, "", parts=parts)]
+        return judged("two-branch", fault, planted, report, own=own, unsettled=unsettled)
+
+    assert row(fault, fault.caught_by).good
+    assert row(fault, [last]).missed == others
+    assert row(fault, [last], own=others[:1], unsettled=others[1:]).good
+    assert row(fault, others, unsettled=others).missed == (last,)
+    assert row(fault, fault.caught_by, unsettled=fault.caught_by).missed == fault.caught_by
+    assert row(none, ["S2"]).wolves == ("S2",)
+    assert row(none, ["S2"], unsettled=["S2"]).good

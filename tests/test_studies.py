@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from studies import baseline, founding_tables, intervals, matrix, runs
 
 
-@pytest.mark.parametrize("module", [baseline, intervals, founding_tables])
+@pytest.mark.parametrize("module", [baseline, intervals, founding_tables, runs])
 def test_the_examples_of_the_studies_hold(module: Any) -> None:
     assert doctest.testmod(module).failed == 0
     assert doctest.testmod(module).attempted > 0
@@ -65,7 +65,7 @@ def one_run(ratio: float, growth: float, steps: int = 1000) -> dict[str, Any]:
             "growth": growth,
             "growth in other coordinates": 4 * growth,
             "ratio": ratio,
-            "ratio with RWKV at a tenth": 0.1 * ratio,
+            "ratio with a tenth of RWKV's gradient": 0.1 * ratio,
         },
     }
 
@@ -118,18 +118,34 @@ def matrix_case() -> dict[str, Any]:
             "tokens_per_second": 1.0,
         }
 
-    return {"baseline": [run(0.0), run(0.02)], "better": [run(-0.1), run(-0.08)]}
+    alike = [run(shift) for shift in (0.03, -0.01, 0.0)]
+    better = [run(shift) for shift in (-0.1, -0.08, -0.11)]
+    return {"baseline": [run(0.0), run(0.02), run(0.01)], "better": better, "alike": alike}
 
 
 def test_a_difference_between_presets_is_taken_passage_by_passage() -> None:
     """The levels of the passages, which differ by 2 nats, don't reach the interval of a difference of 0.1."""
-    found, by_seed = matrix.difference(matrix_case(), "better")
-    assert found.value == pytest.approx(-0.1)
-    assert found.high - found.low < 1e-9
-    assert by_seed == [pytest.approx(-0.1), pytest.approx(-0.1)]
+    found = matrix.difference(matrix_case(), "better")
+    assert found.by_seed == (pytest.approx(-0.1), pytest.approx(-0.1), pytest.approx(-0.12))
+    assert found.over_passages.value == pytest.approx(-0.32 / 3)
+    assert found.over_passages.high - found.over_passages.low < 1e-9
+    # By hand: less the means of presets and seeds, baseline's residuals are (-.04, .02, .02) / 3, better's (-.02, .04,
+    # -.02) / 3 and alike's (.06, -.06, 0) / 3: squares of .012 / 9 in all, 4 degrees of freedom, t(4) of 2.776.
+    half = 2.776 * math.sqrt(0.012 / 9 / 4 * 2 / 3)
+    assert found.over_seeds.value == pytest.approx(-0.32 / 3)
+    assert found.over_seeds.high - found.over_seeds.value == pytest.approx(half, rel=1e-3)
     lines = list(matrix.tables(matrix_case()))
-    assert "-0.100 [-0.100, -0.100]" in lines[3]
+    assert "**-0.107 [-0.107, -0.107]**" in lines[3]
     assert "after 100 steps less after 400: 1.990" in lines[-1]
+
+
+def test_a_difference_is_clear_if_seeds_and_passages_both_say_so() -> None:
+    """Seeds at +0.03, -0.03 and -0.01 on the same passages: certain of this text, and of no other training."""
+    found = matrix.difference(matrix_case(), "alike")
+    assert found.by_seed == (pytest.approx(0.03), pytest.approx(-0.03), pytest.approx(-0.01))
+    assert found.over_passages.low * found.over_passages.high > 0
+    assert not found.clear
+    assert matrix.difference(matrix_case(), "better").clear
 
 
 def test_the_pictures_are_drawn(tmp_path: Path) -> None:
@@ -139,11 +155,11 @@ def test_the_pictures_are_drawn(tmp_path: Path) -> None:
 
 
 def test_a_baseline_has_the_spread_of_its_seeds_about_its_own_value() -> None:
-    """Seeds at 1/2, 1 and 2: a standard deviation of log 2, so the ends are 4 * 2^(+-4.968)."""
+    """Seeds at 1/2, 1 and 2: a standard deviation of log 2, so the ends are 4 * 2^(+-6.085)."""
     own = {"name": "D3.ratio", "asked": ["< 2.5"], "status": "PASS", "value": 4.0, "low": 3.0, "high": 5.0}
     seeds = {f"seed-{n}": [{**own, "value": value}] for n, value in enumerate((0.5, 1.0, 2.0))}
     low, high = baseline.around(4.0, [0.5, 1.0, 2.0])
-    assert (low, high) == (pytest.approx(4 * 2**-4.968, rel=1e-3), pytest.approx(4 * 2**4.968, rel=1e-3))
+    assert (low, high) == (pytest.approx(4 * 2**-6.085, rel=1e-3), pytest.approx(4 * 2**6.085, rel=1e-3))
     line = list(baseline.table([own, {"name": "S0", "asked": [], "status": "PASS"}], seeds))[2:]
     assert line == [f"| D3.ratio | < 2.5 | {low:.3g} | 4 [3, 5] PASS | {high:.3g} | 0.5, 1, 2 |"]
     without = {**seeds, "seed-3": []}

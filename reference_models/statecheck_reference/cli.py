@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 import torch
 import typer
 
-from statecheck_reference.corpus import Corpus, build_corpus, unigram_entropies
+from statecheck_reference.corpus import HELD_OUT, Corpus, build_corpus, unigram_entropies
 from statecheck_reference.export import RECORD, components_shipped, evaluate_shipped, validate_shipped
 from statecheck_reference.export import export as write_export
 from statecheck_reference.models import MODELS, architecture
@@ -27,7 +27,6 @@ from statecheck_reference.train import train as run_training
 from statecheck_reference.training_log import read_log
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__, pretty_exceptions_enable=False)
-HELD_OUT = ["dracula", "the-moonstone"]
 NONE: list[str] = []
 NO_STEPS: list[int] = []
 Value = TypeVar("Value")
@@ -58,7 +57,7 @@ def train(
     seed: int = DEFAULT.seed,
     peak_rate: float = DEFAULT.peak_rate,
     final_rate: Annotated[float, typer.Option(help="Share of the peak that the cosine ends at.")] = DEFAULT.final_rate,
-    component_rate: Annotated[list[str], typer.Option(help="COMPONENT=FACTOR of the rate; 0 freezes (repeat).")] = NONE,
+    component_rate: Annotated[list[str], typer.Option(help="COMPONENT=FACTOR of the rate (repeat).")] = NONE,
     warm_up: Annotated[int, typer.Option(help="Steps of linear warm-up.")] = DEFAULT.warm_up,
     weight_decay: float = DEFAULT.weight_decay,
     clip: Annotated[float, typer.Option(help="Largest norm of the whole gradient.")] = DEFAULT.clip,
@@ -79,6 +78,8 @@ def train(
 ) -> None:
     """Train a language model; run the same command again to resume."""
     if threads is not None:
+        if threads < 1:
+            raise ValueError(f"--threads: expected 1 or more, found {threads}")
         torch.set_num_threads(threads)
     settings = TrainingSettings(
         model=_model_of(model, preset),

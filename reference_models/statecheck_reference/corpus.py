@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from statecheck.atomic import atomic_write_bytes, atomic_write_text
 from statecheck_reference.tokenizer import UNSEEN, load_tokenizer, train_byte_pairs, train_characters
 
+HELD_OUT = ["dracula", "the-moonstone"]  # of the novels that the bundled models are trained on
 TOKENS, INDEX, TOKENIZER = "tokens.bin", "corpus.json", "tokenizer.json"
 BYTE_PAIRS, CHARACTERS = "byte-pairs", "characters"  # what a token is
 TOKEN_TYPE = np.dtype("<u2")  # little-endian on every machine

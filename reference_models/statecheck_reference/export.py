@@ -1,6 +1,7 @@
 """From a training run's work directory to the folder that ships: weights, tokenizer, log, and how they came about."""
 
 import json
+import shlex
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from statecheck.atomic import atomic_write_bytes
 from statecheck_reference.checkpointing import CHECKPOINT, kept_checkpoint, load_checkpoint, weights_digest
 from statecheck_reference.corpus import (
     BYTE_PAIRS,
+    HELD_OUT,
     Corpus,
     corpus_tokenizer,
     held_out_corpus,
@@ -167,7 +169,7 @@ def _training_record(
     speeds = [row["tokens_per_second"] for row in read_log(out / LOG) if "tokens_per_second" in row]
     return {
         "model": settings.architecture.registered,
-        "command": _command(settings, corpus.units, checkpoint["threads"]),
+        "command": _command(settings, corpus, checkpoint),
         "seed": settings.seed,
         "steps": checkpoint["step"],
         "tokens": checkpoint["step"] * settings.batch * settings.window,
@@ -178,6 +180,8 @@ def _training_record(
         "unigram_entropy": unigram_entropies(corpus),
         "torch": checkpoint["torch"],
         "threads": checkpoint["threads"],
+        "processes": checkpoint.get("processes", 1),
+        "device": checkpoint.get("device", "cpu"),
         "median_tokens_per_second": statistics.median(speeds),
         "training_hours": round(sum(interval / speed for speed in speeds) / 3600, 3),
         "corpus": {
@@ -189,7 +193,9 @@ def _training_record(
     }
 
 
-def _command(settings: TrainingSettings, units: str, threads: int) -> str:
+def _command(settings: TrainingSettings, corpus: Corpus, checkpoint: Mapping[str, Any]) -> str:
+    """What trains the same model again, but for the folders; of several processes, ddp."""
+    processes, device, units = checkpoint.get("processes", 1), checkpoint.get("device", "cpu"), corpus.units
     named = _preset_of(settings)
     always = ("steps", "batch", "window", "seed") if named else ("model", "steps", "batch", "window", "seed")
     default = TrainingSettings("hybrid" if named else settings.model, preset(named) if named else {}).to_dict()
@@ -212,7 +218,12 @@ def _command(settings: TrainingSettings, units: str, threads: int) -> str:
     }
     for option, table in tables.items():
         options += [f"--{option} {name}={_word(value)}" for name, value in table.items()]
-    return f"statecheck-reference train --data FOLDER --out WORKDIR {' '.join(options)} --threads {threads}"
+    held_out = [document.title for document in corpus.validation]
+    if sorted(held_out) != sorted(HELD_OUT):
+        options += [f"--held-out {shlex.quote(title)}" for title in held_out]
+    options += [f"--threads {checkpoint['threads']}", *([f"--device {device}"] if device != "cpu" else [])]
+    several = f"torchrun --nproc-per-node {processes} --no-python " if processes > 1 else ""
+    return f"{several}statecheck-reference train --data FOLDER --out WORKDIR {' '.join(options)}"
 
 
 def _preset_of(settings: TrainingSettings) -> str | None:

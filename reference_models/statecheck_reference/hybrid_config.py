@@ -10,6 +10,7 @@ from statecheck_reference.configuration import checked_mapping, require_multiple
 from statecheck_reference.fusion import FUSIONS
 from statecheck_reference.mamba2 import CONVOLUTION
 
+LARGEST_GAMMA = 1e6
 LAYOUTS = ("parallel", "interleaved", "sequential")
 LATER = (  # fields that the first checkpoints did not name
     "layout",
@@ -38,7 +39,8 @@ class HybridConfig:
     M, sequential is all R first. 1:0 is pure RWKV, 0:1 pure Mamba. Block `attention_at`, counted from 0, has an
     attention layer over `attention_window` tokens before its mixers; -1: no block has.
 
-    How they are scaled: `branch_norm` normalises what each branch gives before they are joined. `residual_gamma` above
+    How they are scaled: `branch_norm` normalises what each branch gives before they are joined (and so undoes the small
+    start of the last matrices; take it together with `residual_gamma`). `residual_gamma` above
     0 is where a learned scale of each channel of what a block adds starts (LayerScale); 0: no such scale, and the last
     matrices start smaller instead. `norm_groups` is the number of groups of channels over which what was read from the
     state is normalised, in RWKV and in Mamba-2; 0 is as published: RWKV's heads, Mamba's groups of B and C.
@@ -49,14 +51,14 @@ class HybridConfig:
     `feed_forward` 0: no feed-forward part.
 
     >>> HybridConfig().parameters_of_state  # numbers a row and block: WKV, shift, SSM, convolution window
-    {'wkv': 12288, 'shift': 192, 'ssm': 12288, 'conv': 1344}
+    {'wkv': 16384, 'shift': 256, 'ssm': 16384, 'conv': 1728}
     >>> HybridConfig(blocks=3, layout="interleaved", ratio="2:1").mixers
     (('rwkv',), ('rwkv',), ('mamba',))
     """
 
     vocabulary: int = 4096
-    width: int = 192
-    blocks: int = 2
+    width: int = 256
+    blocks: int = 6
     layout: str = "parallel"
     ratio: str = "1:1"
     fusion: str = "channel-gate"
@@ -68,11 +70,11 @@ class HybridConfig:
     attention_at: int = -1
     attention_heads: int = 4
     attention_window: int = 256
-    rwkv_heads: int = 3
+    rwkv_heads: int = 4
     low_rank: int = 16
     mamba_version: int = 2
-    mamba_inner: int = 384
-    mamba_heads: int = 6
+    mamba_inner: int = 512
+    mamba_heads: int = 8
     mamba_groups: int = 1
     mamba_state: int = 32
     mamba_rank: int = 12
@@ -97,8 +99,11 @@ class HybridConfig:
                 raise ValueError(f"HybridConfig.{name}: expected true or false, found {getattr(self, name)!r}")
         if not _is_number(self.blend) or not 0 < self.blend < 1:
             raise ValueError(f"HybridConfig.blend: expected a share between 0 and 1, found {self.blend!r}")
-        if not _is_number(self.residual_gamma) or not 0 <= self.residual_gamma < float("inf"):
-            raise ValueError(f"HybridConfig.residual_gamma: expected a number from 0 up, found {self.residual_gamma!r}")
+        if not _is_number(self.residual_gamma) or not 0 <= self.residual_gamma <= LARGEST_GAMMA:
+            raise ValueError(
+                f"HybridConfig.residual_gamma: expected a number from 0 to {LARGEST_GAMMA:g}, "
+                f"found {self.residual_gamma!r}"
+            )
         if not self.blend_learned and self.fusion != "sum":
             raise ValueError(f"HybridConfig.blend_learned: only the fusion sum can be fixed, found {self.fusion!r}")
 

@@ -20,7 +20,9 @@ Parameters bear the names of the published code (`in_proj`, `conv1d`, `dt_bias`,
 rows of `in_proj` in its order z, x, B, C, dt.
 
 Departures: none in the formulas. Steps are not clamped (the published limits are 0 and infinity); A starts uniform in
-1..16 and dt log-uniform in 0.001..0.1, as published; no initial state is learned.
+1..16 and dt log-uniform in 0.001..0.1, as published; no initial state is learned. `in_proj` starts normal with a
+standard deviation of W^-0.5, 1.7 times that of the published code (torch's default), and the bias of the convolution at
+zero, which is uniform there.
 
 The recurrence and the convolution are those of `statecheck_kernels`, in the fastest form that the machine has.
 """

@@ -139,7 +139,7 @@ MODELS: dict[str, Architecture] = {
     ),
     "hybrid": Architecture(
         name="hybrid",
-        title="Reference hybrid: 2 blocks of RWKV-6 beside Mamba-2, 4,096 byte pairs, trained on 25 English novels",
+        title="Reference hybrid: 6 blocks of RWKV-6 beside Mamba-2, 4,096 byte pairs, trained on 25 English novels",
         config=HybridConfig,
         module=HybridLanguageModel,
         folder=PACKAGE / "hybrid",

@@ -20,10 +20,11 @@ Glossary (our names -> the paper's symbols), one head, one token; W = width, H h
                   the data-dependent token shift; q stands for r, k, v, g and d, each with its mu_q, A_q, B_q
     d_t           decay + tanh(ddlerp_d(x_t, x_t-1) A) B
 
-Departures: none in the formulas. Decay, bonus and mu start by channel and depth as in the published code; matrices
-start plainly normal; the width of the low-rank maps is a setting; there is no channel mixing here, since the block
-around this layer has its feed-forward part. Where exp(d) overflows (d above 88 in float32) outputs are right, and the
-gradient of d is NaN.
+Departures: none in the formulas. Decay, bonus and mu start by channel and depth as in the published code. Matrices
+start plainly normal, W_o too, which starts at zero there, and the scale of the LayerNorm at 1, which starts there at
+((1 + layer) / layers)^0.7. The width of the low-rank maps is a setting; there is no channel mixing here, since the
+block around this layer has its feed-forward part. Where exp(d) overflows (d above 88 in float32) outputs are right, and
+the gradient of d is NaN.
 
 The recurrence and the token shift are those of `statecheck_kernels`, in the fastest form that the machine has.
 """

@@ -10,6 +10,7 @@ from statecheck_reference.models import Architecture, Shape, architecture
 
 MAY_BE_ZERO = ("seed", "warm_up", "weight_decay", "final_rate", "sample_tokens")
 PRECISIONS = ("float32", "bfloat16")
+LIMIT = 2**63  # of numbers; what is infinite is beyond it
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,10 @@ class TrainingSettings:
     many windows a row reads before its state is cleared, and `carry=False` clears it before every window. `shape` is
     the model's config; what it leaves out is completed from the shipped model's.
 
-    By component: `component_rates` multiplies the learning rate of its parameters (0 freezes it); `component_clips` is
-    the largest norm of its gradient, applied before `clip`, which is that of all gradients; `freeze` "FROM:TO" leaves
-    its parameters as they are in the steps after FROM up to TO.
+    By component: `component_rates` multiplies the learning rate of its parameters (0 never moves them, but their
+    gradient counts in `clip`, other than with `freeze`); `component_clips` is the largest norm of its gradient, applied
+    before `clip`, which is that of all gradients; `freeze` "FROM:TO" leaves its parameters as they are in the steps
+    after FROM up to TO.
 
     `precision` "bfloat16" runs the model under autocast; the weights stay float32. `activation_checkpointing` computes
     each block again in the backward pass, to save memory. `sample_tokens` of text are generated at each validation.
@@ -61,8 +63,9 @@ class TrainingSettings:
         for one in fields(self):
             value = getattr(self, one.name)
             positive = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if positive and not (value >= 0 if one.name in MAY_BE_ZERO else value > 0):
+            if positive and not (0 <= value < LIMIT and (value or one.name in MAY_BE_ZERO)):
                 least = "0 or more" if one.name in MAY_BE_ZERO else "more than 0"
+                least += " and less than 2^63" if value >= LIMIT else ""
                 raise ValueError(f"{one.name}: expected {least}, found {value}")
         self._check_intervals()
         self._check_components()
@@ -106,6 +109,10 @@ class TrainingSettings:
         """
         spans = {name: _steps_of(text, name) for name, text in self.freeze.items()}
         return [name for name, (first, last) in spans.items() if first < step <= last]
+
+    def has_checkpoint(self, step: int) -> bool:
+        """True if a checkpoint is written after `step`, counted from 1."""
+        return 0 < step <= self.steps and (step % self.checkpoint_every == 0 or step == self.steps)
 
     @property
     def components(self) -> Mapping[str, ComponentFacts]:

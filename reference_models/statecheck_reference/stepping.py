@@ -63,22 +63,35 @@ class Stepper:
         """Update the model on `batch`, this process's rows, in step `number`, counted from 1.
 
         What it tells is of all processes, which must call it together. Raises TrainingDiverged if the loss or the
-        gradient is not finite; the model is as it was before then.
+        gradient is not finite, and leaves the model as it was; or if a detail is not finite.
         """
         set_rate(self.optimiser, self.settings.rate(number))
         loss = self._backward(batch)
         details = self._gradients() if detailed else {}
         norm = self._clipped(number)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise TrainingDiverged(
-                f"step {number}: the loss is {loss} and the gradient norm {norm}; "
-                f"try a lower --peak-rate than {self.settings.peak_rate}"
-            )
+        self.require_finite(number, {"the loss": loss, "the gradient norm": norm})
         before = diagnostics.values_of(self.parts) if detailed else {}
         self.optimiser.step()
         if detailed:
             details["relative_updates"] = _rounded(diagnostics.relative_updates(self.parts, before))
+            self.require_finite(number, details)
         return Stepped(loss, norm, {name: value for name, value in details.items() if value not in ({}, None)})
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the last step, of parameters whose multiplier is 1."""
+        group = max(self.optimiser.param_groups, key=lambda group: group["multiplier"])
+        return group["lr"] / group["multiplier"] if group["multiplier"] else 0.0
+
+    def require_finite(self, number: int, figures: Mapping[str, Any]) -> None:
+        """Raise TrainingDiverged for the first of the figures, or of tables of them, that is NaN or infinite."""
+        for name, figure in figures.items():
+            values = figure.values() if isinstance(figure, Mapping) else (figure,)
+            wrong = [value for value in values if isinstance(value, float) and not math.isfinite(value)]
+            if wrong:
+                raise TrainingDiverged(
+                    f"step {number}: {name} is {wrong[0]}; try a lower --peak-rate than {self.settings.peak_rate}"
+                )
 
     def _backward(self, batch: Batch) -> float:
         """The loss on the rows of all processes, and its gradient with respect to the parameters."""

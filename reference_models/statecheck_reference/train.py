@@ -33,7 +33,7 @@ from statecheck_reference.parallel import ALONE, World, gathered, share
 from statecheck_reference.sampling import sample_text
 from statecheck_reference.settings import TrainingSettings
 from statecheck_reference.start_checks import G3_STEPS, Check, check_falling, check_untrained, complaints
-from statecheck_reference.stepping import Row, Stepped, Stepper
+from statecheck_reference.stepping import Row, Stepped, Stepper, TrainingDiverged
 from statecheck_reference.streams import PassageStreams, validation_windows
 from statecheck_reference.training_log import TrainingLog, read_log, significant
 
@@ -102,17 +102,20 @@ def train(
     """Train until `settings.steps`, or go on where an earlier call in `folder` stopped; return the trained model.
 
     `report(step, row)` is called after every step, with the log's row where there is one; `warn(line)` if the number of
-    threads or processes is another one than the checkpoint's, and for each of the gates G1-G3 that fails. The
+    threads or processes is another one than the checkpoint's, and for the gates G2 and G3 if they fail. The
     checkpoints of the steps in `keep` stay as `checkpoint-STEP.pt`. All processes of `world` must call it; the main one
     reports, and with "fsdp" each returns a model with its shares of the parameters.
 
     Raises ValueError if settings, corpus and processes don't fit each other, if `folder` holds a run with other
     settings or another corpus, or for a step to keep that is no checkpoint's; RuntimeError if another run trains
-    there, TrainingDiverged if the loss is not finite.
+    there, TrainingDiverged if a loss or anything else that is logged is not finite.
     """
-    lost = [step for step in keep if step % settings.checkpoint_every and step != settings.steps]
+    lost = [step for step in keep if not settings.has_checkpoint(step)]
     if lost:
-        raise ValueError(f"keep: expected multiples of checkpoint_every = {settings.checkpoint_every}, found {lost[0]}")
+        raise ValueError(
+            f"keep: expected multiples of checkpoint_every = {settings.checkpoint_every} or the last step, "
+            f"{settings.steps}, found {lost[0]}"
+        )
     if not world.main:
         report, warn = _silent, _silent
     model = _untrained(settings, world)
@@ -251,7 +254,11 @@ def _log_untrained(run: Run) -> Row:
     if run.log is None:
         return {}
     checks = check_untrained(model, run.streams.batch_at(0).inputs.to(run.world.device))
-    row = {"step": 0, "checks": _checked(run, checks), **_validation(run, model)}
+    row: Row = {"step": 0, "checks": _checked(run, checks)}
+    if not checks["G1"]["passed"]:
+        run.log.append(row)
+        raise TrainingDiverged("step 0: the first forward pass is not finite (G1); look at --shape")
+    row.update(_validation(run, model))
     run.log.append(row)
     return row
 
@@ -262,7 +269,7 @@ def _log_row(run: Run) -> Row:
     row = {
         "step": run.step,
         "train_loss": significant(sum(one.loss for one in run.since) / count),
-        "lr": significant(run.settings.rate(run.step)),
+        "lr": significant(run.stepper.rate),
         "gradient_norm": significant(sum(one.norm for one in run.since) / count),
         **run.since[-1].details,
         "tokens_per_second": significant(tokens / seconds, 4),
@@ -270,8 +277,8 @@ def _log_row(run: Run) -> Row:
     if run.due(run.settings.validate_every):
         row.update(_validation(run, run.whole()))
     if run.log is not None:
-        if run.step == min(G3_STEPS, run.settings.steps):
-            row["checks"] = _checked(run, {"G3": check_falling([*read_log(run.folder / LOG), row])})
+        if run.step - count < min(G3_STEPS, run.settings.steps) <= run.step:  # the first row from there on
+            row["checks"] = _checked(run, check_falling([*read_log(run.folder / LOG), row]))
         run.log.append(row)
     run.since, run.clock = [], time.perf_counter()
     return row
@@ -301,6 +308,7 @@ def _validation(run: Run, model: LanguageModel) -> Row:
         "evolution": _significant(reading.evolution),
         "health": _significant(reading.health),
     }
+    run.stepper.require_finite(run.step, row)
     if run.settings.sample_tokens:
         prompt = run.windows[0][0][0, :PROMPT]
         row["sample"] = sample_text(model, run.tokenizer, prompt, run.settings.sample_tokens, seed=run.step)

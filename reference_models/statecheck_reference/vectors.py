@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from statecheck.atomic import atomic_write_bytes
 from statecheck_reference.checkpointing import weights_digest
-from statecheck_reference.corpus import read_texts
+from statecheck_reference.corpus import HELD_OUT, read_texts
 from statecheck_reference.stylometry import FEATURES, style_vectors
 from statecheck_reference.training_log import TrainingLog, significant
 from statecheck_reference.vector_gru import VectorGRU, VectorGRUConfig
@@ -36,7 +36,6 @@ VECTORS, WEIGHTS, CONFIG, LOG, RECORD = (
     "training_log.jsonl",
     "training.json",
 )
-HELD_OUT = ["dracula", "the-moonstone"]
 
 
 @dataclass(frozen=True)

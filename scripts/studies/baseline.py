@@ -4,9 +4,10 @@
     python -m studies.baseline report                   RESULTS and METRICS -> the table of the page
 
 METRICS is what `statecheck baseline reference --out metrics/baseline_8m_metrics.json` writes. `collect` exports each
-short run and checks it as `statecheck run` does. Low and high are the ends of the 95 % prediction interval for one more
-model of the same recipe, from the spread of the short seeds about their mean (Student's t, of logarithms where all
-values are positive), laid about the number of the shipped weights. It is the spread after 500 steps, not after 10,000.
+short run and checks it as `statecheck run` does. Low and high are how far a second model may lie from the shipped one
+by its seed alone, at 95 %: Student's t with the spread of the short seeds (of logarithms where all values are
+positive), for the difference of two single models. The short runs are another recipe: 500 steps with a warm-up of 100,
+not 10,000 with one of 500. What is assumed is that the spread is of the same size there.
 """
 
 import argparse
@@ -87,16 +88,16 @@ def table(shipped: Sequence[Metric], seeds: Mapping[str, Sequence[Metric]]) -> I
 
 
 def around(value: float, seeds: Sequence[float]) -> tuple[float, float]:
-    """The 95 % prediction interval of the spread of `seeds`, laid about `value`.
+    """Where a second model lies with a probability of 95 %, if one is at `value` and both spread as `seeds` do.
 
-    By hand: 1, 2, 3 have a standard deviation of 1, t(2) is 4.303, and 4.303 * sqrt(1 + 1/3) = 4.968.
+    By hand: 1, 2, 3 have a standard deviation of 1, t(2) is 4.303, and 4.303 * sqrt(2) = 6.085.
 
     >>> [round(end, 3) for end in around(0.0, [1.0, 2.0, 3.0])]
-    [-4.968, 4.968]
+    [-6.085, 6.085]
     """
     logarithms = value > 0 and min(seeds) > 0
     x = np.log(np.asarray(seeds)) if logarithms else np.asarray(seeds, dtype=float)
-    reach = float(stats.t.ppf(0.975, len(x) - 1)) * float(x.std(ddof=1)) * math.sqrt(1 + 1 / len(x))
+    reach = float(stats.t.ppf(0.975, len(x) - 1)) * float(x.std(ddof=1)) * math.sqrt(2)
     return (value * math.exp(-reach), value * math.exp(reach)) if logarithms else (value - reach, value + reach)
 
 

@@ -1,19 +1,20 @@
 """Is the imbalance of the components the tokenizer's? The founding observation, measured again.
 
     python -m studies.founding collect --work FOLDER    runs of `studies.runs founding` -> RESULTS
-    python -m studies.founding report                                 RESULTS -> the tables of the page, and its picture
+    python -m studies.founding report                   RESULTS -> the tables of the page, and its picture
 
 What was observed once: with characters the gradient of RWKV is 0.08 to 0.11 of Mamba's, with byte pairs 0.20 to 0.46;
 and the variance of RWKV's state grows 1.27 times a layer (an amplifier) while that of Mamba's shrinks (a damper).
 
 Measured here: `gradient_ratio` and `relative_updates` of the training log, as the geometric mean over the ten logged
 steps up to a step; intervals are Student's t over seeds, of logarithms. At equal bytes a run on characters is compared
-with the step at which the run on byte pairs had read as many bytes. Variance: of the numbers of one state, after 256
-tokens of held-out text, mean over passages; its growth a layer is the slope of its logarithm over the layers.
+with the step at which the run on byte pairs had read as many bytes; the warm-up is equal in steps, not in bytes.
+Variance: of the numbers of one state, after 256 tokens of held-out text, mean over passages; its growth a layer is the
+slope of its logarithm over the layers.
 
 Positive controls: the same model written in other coordinates (the keys of layer n times 2^n, the receptances over it,
-so that not a bit of the output changes) must grow 4 times as fast; and gradients of a model whose RWKV branch counts
-a tenth must have about a tenth of the ratio.
+so that not a bit of the output changes) must grow 4 times as fast; and where only a tenth of the gradient passes the
+end of each RWKV branch, at the same outputs, the ratio must be about a tenth.
 """
 
 import argparse
@@ -27,7 +28,7 @@ import torch
 from statecheck_reference import diagnostics
 from statecheck_reference.checkpointing import kept_checkpoint, load_checkpoint
 from statecheck_reference.corpus import bytes_per_token, open_corpus
-from statecheck_reference.models import LanguageModel
+from statecheck_reference.models import MODELS, LanguageModel
 from statecheck_reference.settings import TrainingSettings
 from statecheck_reference.streams import validation_windows
 from statecheck_reference.training_log import read_log, significant
@@ -41,7 +42,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "findings" / "founding_observation.json"
 PICTURE = ROOT / "docs" / "images" / "founding_observation.png"
 CURVES = ("train_loss", "gradient_ratio")
-CONTROL = 0.1  # what RWKV's branch counts for in the second control
+CONTROL = 0.1  # of the gradient passes RWKV's branches in the second control
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -130,29 +131,29 @@ def controls(folder: Path) -> dict[str, Any]:
             block.rwkv.key.weight.mul_(2.0**n)
             block.rwkv.receptance.weight.mul_(2.0**-n)
     turned = variances(model, folder)
-    silenced = model_at(folder, KEPT[-1])
-    with torch.no_grad():
-        for block in silenced.blocks:  # type: ignore[union-attr]
-            block.rwkv.output.weight.mul_(CONTROL)
+    damped = model_at(folder, KEPT[-1])
+    for block in damped.blocks:  # type: ignore[union-attr]
+        block.rwkv.register_forward_hook(_damp)
     return {
         "growth": significant(growth(plain["rwkv"])),
         "growth in other coordinates": significant(growth(turned["rwkv"])),
         "ratio": significant(ratio),
-        "ratio with RWKV at a tenth": significant(ratio_of(silenced, folder)),
+        "ratio with a tenth of RWKV's gradient": significant(ratio_of(damped, folder)),
     }
 
 
+def _damp(module: torch.nn.Module, inputs: Any, outputs: tuple[torch.Tensor, ...]) -> None:
+    """As a forward hook: what the layer gives out is as it was, and its gradient a tenth."""
+    outputs[0].register_hook(lambda gradient: CONTROL * gradient)
+
+
 def ratio_of(model: LanguageModel, folder: Path) -> float:
-    """The gradient ratio on held-out passages; of all parameters but RWKV's last matrix, which the control changes."""
+    """The gradient ratio on held-out passages, as the training log has it."""
     inputs, targets = passages(folder)[0]
     model.set_states(None)
     model.zero_grad()
     functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten()).backward()
-    parts: dict[str, list[torch.nn.Parameter]] = {"rwkv": [], "mamba": []}
-    for name, parameter in model.named_parameters():
-        for component in parts:
-            if f".{component}." in name and not name.endswith("rwkv.output.weight"):
-                parts[component].append(parameter)
+    parts = diagnostics.parts_by_component(model, MODELS["hybrid"].declared({}).components)
     norms = diagnostics.gradient_norms(parts)
     return norms["rwkv"] / norms["mamba"]
 

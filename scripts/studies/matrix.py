@@ -4,24 +4,29 @@
     python -m studies.matrix report                    RESULTS -> the tables of the page, and its picture
 
 Every preset reads the same batches. Losses are compared on the same 16 held-out passages: the difference from
-`baseline` is taken passage by passage and seed by seed, and its 95 % interval is Student's t over passages, of the mean
-over seeds; the spread between the seeds stands beside it. Balance is read off the training log: the geometric mean over
-the last ten logged steps, with the t-interval over seeds, which with two of them is very wide.
+`baseline` is taken passage by passage and seed by seed. It has two 95 % intervals, both Student's t: over seeds (would
+another training come out so?), with the residuals of loss = preset + seed over the whole matrix, since a few seeds of
+one preset alone tell too little; and over passages, of the mean over seeds (would another text?). A difference is one
+where both leave out 0. Balance is read off the training log: the geometric mean over the last ten logged steps, with
+the t-interval over seeds.
 
-Controls: `baseline` of one seed against `baseline` of the other is what a difference of nothing looks like; and the
-checkpoint of a quarter of the steps is what a clear difference looks like.
+Controls: `baseline` of two seeds against each other is what a difference of nothing looks like; and the loss after a
+quarter of the steps is what a clear difference looks like.
 """
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from scipy import stats
 from statecheck_reference.checkpointing import load_checkpoint
 from statecheck_reference.corpus import open_corpus
 from statecheck_reference.presets import MATRIX
@@ -30,7 +35,7 @@ from statecheck_reference.streams import validation_windows
 from statecheck_reference.training_log import read_log, significant
 from torch.nn import functional
 
-from studies.intervals import Interval, geometric, mean
+from studies.intervals import LEVEL, Interval, geometric, mean
 from studies.runs import MATRIX_SEEDS, folders
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,34 +114,69 @@ def losses(folder: Path) -> tuple[list[float], int]:
     return (total / len(windows)).tolist(), sum(parameter.numel() for parameter in model.parameters())
 
 
-def difference(results: Results, name: str, other: str = "baseline") -> tuple[Interval, list[float]]:
-    """Loss of preset `name` less that of `other`: over passages, of the mean over seeds; and by seed."""
+@dataclass(frozen=True)
+class Difference:
+    """Loss of one preset less that of another, in nats a token."""
+
+    over_seeds: Interval
+    over_passages: Interval
+    by_seed: tuple[float, ...]
+
+    @property
+    def intervals(self) -> tuple[Interval, Interval]:
+        return self.over_seeds, self.over_passages
+
+    @property
+    def clear(self) -> bool:
+        """True if both intervals lie on one side of 0."""
+        return all(found.low * found.high > 0 for found in self.intervals)
+
+
+def difference(results: Results, name: str, other: str = "baseline") -> Difference:
+    """What preset `name` has more than `other`, of the same seeds on the same passages."""
     pairs = zip(results[name], results[other], strict=True)
     by_seed = np.array([np.subtract(one["passages"], two["passages"]) for one, two in pairs])  # (seeds, passages)
-    return mean(by_seed.mean(0).tolist()), by_seed.mean(1).tolist()
+    return Difference(
+        _over_seeds(results, name, other), mean(by_seed.mean(0).tolist()), tuple(by_seed.mean(1).tolist())
+    )
+
+
+def _over_seeds(results: Results, name: str, other: str) -> Interval:
+    """The difference of two presets in the additive model loss = preset + seed, with the residuals of all presets."""
+    names = list(results)
+    loss = np.array([[np.mean(run["passages"]) for run in results[one]] for one in names])  # (presets, seeds)
+    residuals = loss - loss.mean(0) - loss.mean(1, keepdims=True) + loss.mean()
+    freedom = (loss.shape[0] - 1) * (loss.shape[1] - 1)
+    error = math.sqrt(float((residuals**2).sum()) / freedom * 2 / loss.shape[1])
+    value = float((loss[names.index(name)] - loss[names.index(other)]).mean())
+    reach = float(stats.t.ppf(0.5 + LEVEL / 2, freedom)) * error
+    return Interval(value, value - reach, value + reach)
 
 
 def tables(results: Results) -> Iterator[str]:
     """The lines of the table, in markdown."""
-    columns = ["preset", "parameters", "validation loss", "less baseline's, over passages", "by seed"]
+    columns = ["preset", "parameters", "validation loss", "less baseline's: over seeds", "over passages", "by seed"]
     columns += ["RWKV/Mamba gradient", "relative update", "gate"]
     yield f"| {' | '.join(columns)} |"
     yield "|" + "---|" * len(columns)
     for name, runs in results.items():
         loss = np.mean([np.mean(run["passages"]) for run in runs])
-        found, by_seed = difference(results, name)
-        seeds = ", ".join(f"{value:+.3f}" for value in by_seed)
+        found = difference(results, name)
+        seeds = ", ".join(f"{value:+.3f}" for value in found.by_seed)
         balance = [_balance(runs, key) for key in ("gradient_ratio", "update_ratio")]
         gate = f"{np.mean([run['gate'] for run in runs]):.2f}" if runs[0]["gate"] else "-"
-        against = "-" if name == "baseline" else f"{found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
+        mark = "**" if found.clear else ""
+        against = [f"{mark}{one.value:+.3f} [{one.low:+.3f}, {one.high:+.3f}]{mark}" for one in found.intervals]
+        if name == "baseline":
+            against, seeds = ["-", "-"], "-"
         size = f"{runs[0]['parameters'] / 1e6:.2f}M"
-        yield f"| {name} | {size} | {loss:.3f} | {against} | {seeds} | {' | '.join(balance)} | {gate} |"
+        yield f"| {name} | {size} | {loss:.3f} | {' | '.join(against)} | {seeds} | {' | '.join(balance)} | {gate} |"
     yield ""
     yield _controls(results["baseline"])
 
 
 def _controls(baseline: Sequence[Mapping[str, Any]]) -> str:
-    first, second = baseline
+    first, second = baseline[:2]
     nothing = mean(np.subtract(first["passages"], second["passages"]).tolist())
     early = float(np.mean([loss for run in baseline for step, loss in run["validation"] if step == 100]))
     late = float(np.mean([loss for run in baseline for loss in run["passages"]]))
@@ -154,13 +194,14 @@ def picture(results: Results, path: Path) -> None:
     figure = Figure(figsize=(7.5, 4), layout="constrained")
     axes = figure.subplots()
     for row, name in enumerate(names):
-        found, by_seed = difference(results, name)
-        axes.plot([found.low, found.high], [row, row], color="tab:blue", linewidth=2)
-        axes.plot(by_seed, [row] * len(by_seed), "o", color="tab:orange", markersize=4)
+        found = difference(results, name)
+        axes.plot([found.over_seeds.low, found.over_seeds.high], [row, row], color="tab:blue", linewidth=1)
+        axes.plot([found.over_passages.low, found.over_passages.high], [row, row], color="tab:blue", linewidth=4)
+        axes.plot(found.by_seed, [row] * len(found.by_seed), "o", color="tab:orange", markersize=4)
     axes.axvline(0, color="0.4", linewidth=1)
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.set(xlabel="validation loss less baseline's, nats a token (line: 95 % over passages; dots: seeds)")
+    axes.set(xlabel="validation loss less baseline's, nats a token (95 % over seeds, thick over passages; dots: seeds)")
     axes.grid(alpha=0.25)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, metadata={"Software": None})

@@ -7,16 +7,18 @@ encoded corpus. `--list` prints the commands instead.
 """
 
 import argparse
+import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from statecheck_reference.checkpointing import load_checkpoint
 from statecheck_reference.presets import MATRIX
 
 UNITS = ("characters", "byte-pairs")
-FOUNDING_SEEDS, MATRIX_SEEDS, SHORT_SEEDS = (0, 1, 2), (0, 1), (1, 2, 3)
+FOUNDING_SEEDS, MATRIX_SEEDS, SHORT_SEEDS = (0, 1, 2), (0, 1, 2), (1, 2, 3)
 RATE = ["--peak-rate", "0.003", "--weight-decay", "0.1"]
 # A constant rate after the warm-up: a curve over steps is then not one over the schedule.
 FOUNDING = [*RATE, "--final-rate", "1", "--warm-up", "100", "--validate-every", "100", "--checkpoint-every", "50"]
@@ -43,10 +45,10 @@ def founding() -> Iterator[Planned]:
 
 
 def matrix() -> Iterator[Planned]:
-    """Every preset of the validation matrix on the same 400 batches, two seeds."""
+    """Every preset of the validation matrix on the same 400 batches of 1,024 tokens, three seeds."""
     for seed in MATRIX_SEEDS:
         for name in MATRIX:
-            options = ("--preset", name, "--steps", "400", "--seed", str(seed), *SHORT)
+            options = ("--preset", name, "--steps", "400", "--batch", "4", "--seed", str(seed), *SHORT)
             yield Planned(f"matrix-{name}-{seed}", "byte-pairs", options)
 
 
@@ -97,14 +99,36 @@ def _share_corpus(work: Path, run: Planned) -> None:
 
 
 def folders(study: str, work: Path) -> Mapping[str, Path]:
-    """Run name -> folder, of all runs of a study; FileNotFoundError names the first that has not ended."""
-    found = {run.name: work / run.name for run in STUDIES[study]()}
-    for name, folder in found.items():
-        if not (folder / "checkpoint.pt").is_file():
-            raise FileNotFoundError(
-                f"{name}: expected a training run in {folder}, found none; train it with studies.runs"
-            )
-    return found
+    """Run name -> folder, of all runs of a study; ValueError names the first that has not ended or is another run."""
+    for run in STUDIES[study]():
+        refuse_unfinished(run, work / run.name)
+    return {run.name: work / run.name for run in STUDIES[study]()}
+
+
+def refuse_unfinished(run: Planned, folder: Path) -> None:
+    """ValueError unless `folder` holds `run`, trained to its end with the options that were planned."""
+    checkpoint = load_checkpoint(folder)
+    if checkpoint is None:
+        raise ValueError(f"{run.name}: expected a training run in {folder}, found none; train it with studies.runs")
+    settings = json.loads(checkpoint["settings"])
+    for option, value in planned(run).items():
+        if str(settings[option]) != value:
+            raise ValueError(f"{run.name}: expected {option} {value} in {folder}, found {settings[option]}")
+    if checkpoint["step"] != settings["steps"]:
+        raise ValueError(
+            f"{run.name}: expected {settings['steps']} steps in {folder}, found {checkpoint['step']}; "
+            "train the rest with studies.runs"
+        )
+
+
+def planned(run: Planned) -> dict[str, str]:
+    """The options of a run that its settings hold as they were said, by the names that they have there.
+
+    >>> planned(Planned("short", "byte-pairs", ("--preset", "wide", "--peak-rate", "0.003", "--keep", "5")))
+    {'peak_rate': '0.003'}
+    """
+    words = dict(zip(run.options[::2], run.options[1::2], strict=True))
+    return {name[2:].replace("-", "_"): value for name, value in words.items() if name not in ("--preset", "--keep")}
 
 
 if __name__ == "__main__":

@@ -92,7 +92,10 @@ def counted(payloads: Sequence[Mapping[str, Any] | None]) -> str:
     good = [not (answer["missed"] or answer["wolves"]) for answer in answers]
     healthy = [answer["fault"] == "none" for answer in answers]
     caught = sum(fine and not control for fine, control in zip(good, healthy, strict=True))
-    clean = sum(answer["fault"] == "none" and not (answer["wolves"] or answer.get("own")) for answer in answers)
+    clean = sum(
+        answer["fault"] == "none" and not (answer["wolves"] or answer.get("own") or answer.get("unsettled"))
+        for answer in answers
+    )
     missed, wolves = (sum(bool(answer[key]) for answer in answers) for key in ("missed", "wolves"))
     return (
         f"{caught} of {len(answers) - sum(healthy)} faults caught, {clean} of {sum(healthy)} models clean without one;"
@@ -107,5 +110,6 @@ def _said(payload: Mapping[str, Any]) -> str:
         return "; ".join(said)
     if payload["fault"] != "none":
         return "caught"
-    own = payload.get("own")
-    return f"as found, fails {', '.join(own)}" if own else "clean"
+    found = [f"fails {', '.join(payload['own'])}"] if payload.get("own") else []
+    found += [f"leaves open {', '.join(payload['unsettled'])}"] if payload.get("unsettled") else []
+    return f"as found, {'; '.join(found)}" if found else "clean"

@@ -2,7 +2,7 @@
 
 Faults of states are planted in models of one component, faults of branches in models of two. One of the latter is the
 registered model `reference`, real and trained: of it only the items are run that a fault is about, on short windows,
-and what fails of it as it was found is its own verdict, and proves nothing of a fault.
+and a part that fails of it as it was found, or can't be settled, is its own verdict, and proves nothing of a fault.
 """
 
 from __future__ import annotations
@@ -122,8 +122,8 @@ class Row:
     """One planted fault: the parts that failed, and what follows from that.
 
     `missed` are parts that had to fail and did not, or failed without naming the layer or the component that the fault
-    sits in; `wolves` failed without cause. `own` fail of the model as it was found: they are neither. Items that were
-    not run are not in `statuses`.
+    sits in; `wolves` failed without cause. `own` fail of the model as it was found and `unsettled` are INCONCLUSIVE
+    of it: they are neither. Items that were not run are not in `statuses`.
     """
 
     architecture: str
@@ -133,6 +133,7 @@ class Row:
     missed: tuple[str, ...]
     wolves: tuple[str, ...]
     own: tuple[str, ...] = ()
+    unsettled: tuple[str, ...] = ()
 
     @property
     def good(self) -> bool:
@@ -159,7 +160,8 @@ def examine(architecture: str, fault: str, *, severity: float | None = None, see
     as_found = _as_found(seed)
     only = asked_of_reference(chosen)
     report = as_found if fault == "none" else check_model(planted, inputs=inputs, seed=seed, only=only)
-    return judged(architecture, chosen, planted, report, own=tuple(_failed(as_found)))
+    own, unsettled = (tuple(_parts(as_found, status)) for status in (Status.FAIL, Status.INCONCLUSIVE))
+    return judged(architecture, chosen, planted, report, own=own, unsettled=unsettled)
 
 
 def control(model: StatefulModel) -> StatefulModel:
@@ -209,21 +211,30 @@ def _first(model: StatefulModel) -> str:
 
 
 def judged(
-    architecture: str, fault: Fault, planted: StatefulModel, report: Iterable[Verdict], *, own: Sequence[str] = ()
+    architecture: str,
+    fault: Fault,
+    planted: StatefulModel,
+    report: Iterable[Verdict],
+    *,
+    own: Sequence[str] = (),
+    unsettled: Sequence[str] = (),
 ) -> Row:
-    """Hold a report against what the fault must bring about; `own` are parts that fail without it."""
+    """Hold a report against what the fault must bring about; `own` are parts that fail without it, and of those that
+    are `unsettled` without it nothing is asked.
+    """
     rows = list(report)
-    failed = _failed(rows)
+    failed = _parts(rows, Status.FAIL)
     place = _place(fault, planted)
+    aside = {*own, *unsettled}
 
     def caught(part: str) -> bool:
-        return part not in own and any(all(word in reason for word in place) for reason in failed.get(part, ()))
+        return part not in aside and any(all(word in reason for word in place) for reason in failed.get(part, ()))
 
-    proving = [part for part in fault.caught_by if part not in own] or fault.caught_by
+    proving = [part for part in fault.caught_by if part not in aside] or fault.caught_by
     missed = tuple(part for part in proving if not caught(part))
-    wolves = tuple(part for part in failed if part not in {*fault.caught_by, *fault.follows, *own})
+    wolves = tuple(part for part in failed if part not in {*fault.caught_by, *fault.follows, *aside})
     statuses = {row.id: str(row.status) for row in rows}
-    return Row(architecture, fault.name, statuses, tuple(failed), missed, wolves, tuple(own))
+    return Row(architecture, fault.name, statuses, tuple(failed), missed, wolves, tuple(own), tuple(unsettled))
 
 
 def _place(fault: Fault, planted: StatefulModel) -> tuple[str, ...]:
@@ -239,12 +250,12 @@ def _place(fault: Fault, planted: StatefulModel) -> tuple[str, ...]:
     return (f"component {_first(planted)}",)
 
 
-def _failed(report: Iterable[Verdict]) -> dict[str, list[str]]:
-    """The parts that failed, and the reasons given."""
-    failed: dict[str, list[str]] = {}
-    for part in (part for row in report for part in row.parts if part.status is Status.FAIL):
-        failed.setdefault(part.id, []).append(part.reason)
-    return failed
+def _parts(report: Iterable[Verdict], status: Status) -> dict[str, list[str]]:
+    """The parts of that status, and the reasons given."""
+    found: dict[str, list[str]] = {}
+    for part in (part for row in report for part in row.parts if part.status is status):
+        found.setdefault(part.id, []).append(part.reason)
+    return found
 
 
 def calibrate_cell(session: Session, cell: Cell) -> dict[str, Any]:
@@ -252,5 +263,5 @@ def calibrate_cell(session: Session, cell: Cell) -> dict[str, Any]:
     torch.set_num_threads(1)
     architecture, _, fault = cell.id.partition("/")
     row = examine(architecture, fault, seed=session.plan.seed)
-    lists = {"failed": list(row.failed), "missed": list(row.missed), "wolves": list(row.wolves), "own": list(row.own)}
+    lists = {key: list(getattr(row, key)) for key in ("failed", "missed", "wolves", "own", "unsettled")}
     return {"architecture": architecture, "fault": fault, "statuses": dict(row.statuses), "good": row.good, **lists}

@@ -3,17 +3,19 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from statecheck_reference import diagnostics
 from statecheck_reference.corpus import Corpus
-from statecheck_reference.evaluation import Windows, cut_windows
+from statecheck_reference.evaluation import Windows, cut_windows, evaluate_with_states
 from statecheck_reference.models import LanguageModel
 from statecheck_reference.optimiser import make_optimiser, set_rate
 from statecheck_reference.sampling import sample
 from statecheck_reference.settings import TrainingSettings
 from statecheck_reference.start_checks import check_falling, check_untrained, complaints
+from statecheck_reference.stepping import TrainingDiverged
 from statecheck_reference.train import LOG, train
 from statecheck_reference.training_log import read_log
 from torch.nn import functional
@@ -186,9 +188,66 @@ def test_the_first_gates_stop_at_what_they_are_for(model: LanguageModel, factor:
 
 
 def test_a_loss_that_does_not_fall_fails_the_third_gate() -> None:
-    assert not check_falling([{"train_loss": 5.0}, {"train_loss": 5.0}])["passed"]
-    assert not check_falling([{"train_loss": loss} for loss in (5.0, 4.0, 6.0)])["passed"]
-    assert "has not fallen" in complaints({"G3": check_falling([{"train_loss": 5.0}])})[0]
+    level = check_falling([{"train_loss": 5.0}, {"train_loss": 5.0}])
+    assert not level["G3"]["passed"]
+    assert "has not fallen" in complaints(level)[0]
+    assert not check_falling([{"train_loss": loss} for loss in (5.0, 4.0, 6.0)])["G3"]["passed"]
+    assert check_falling([{"train_loss": 5.0}]) == {}  # nothing to be held against
+
+
+@pytest.mark.parametrize(("log_every", "at"), [(2, 10), (4, 12), (40, 40)])
+def test_the_third_gate_stands_in_the_first_row_from_its_step_on(
+    settings: TrainingSettings, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log_every: int, at: int
+) -> None:
+    monkeypatch.setattr("statecheck_reference.train.G3_STEPS", 10)
+    every = 40 if log_every == 40 else 20
+    settings = replace(settings, log_every=log_every, validate_every=every, checkpoint_every=every, sample_tokens=0)
+    train(replace(settings, steps=40), corpus, tmp_path)
+    found = [row["step"] for row in read_log(tmp_path / LOG) if "G3" in row.get("checks", {})]
+    assert found == ([at] if log_every < 40 else [])  # one row has no other to be held against
+
+
+@pytest.mark.parametrize(
+    ("changes", "message", "rows"),
+    [
+        (
+            {"peak_rate": 1e18, "log_every": 1},
+            r"^step [123]: .* is (nan|inf); try a lower --peak-rate than 1e\+18",
+            None,
+        ),
+        ({"shape": {"fusion": "residual", "blend": 1e-320}}, r"^step 0: .*not finite \(G1\); look at --shape", 1),
+    ],
+    ids=["rate", "shape"],
+)
+def test_a_run_that_is_of_no_use_ends_with_the_step_and_what_to_do(
+    settings: TrainingSettings,
+    corpus: Corpus,
+    tmp_path: Path,
+    changes: dict[str, Any],
+    message: str,
+    rows: int | None,
+) -> None:
+    if "shape" in changes:
+        changes = {"shape": {**settings.shape, **changes["shape"]}}
+    with pytest.raises(TrainingDiverged, match=message):
+        train(replace(settings, **changes), corpus, tmp_path, warn=lambda line: None)
+    found = read_log(tmp_path / LOG)  # strict JSON, whatever was not finite
+    assert rows is None or [row["checks"]["G1"]["passed"] for row in found] == [False] * rows
+
+
+def test_a_validation_that_is_not_finite_ends_the_run_before_it_writes_a_sample(
+    settings: TrainingSettings, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = evaluate_with_states
+
+    def broken(model: LanguageModel, windows: Windows) -> tuple[float, dict[str, torch.Tensor]]:
+        loss, states = first(model, windows)
+        return (loss if not (tmp_path / LOG).read_bytes() else math.nan), states
+
+    monkeypatch.setattr("statecheck_reference.train.evaluate_with_states", broken)
+    with pytest.raises(TrainingDiverged, match=r"^step 10: validation_loss is nan; try a lower --peak-rate"):
+        train(settings, corpus, tmp_path)
+    assert [row["step"] for row in read_log(tmp_path / LOG)][-1] == 8
 
 
 def test_matrices_decay_and_what_sets_time_scales_does_not(settings: TrainingSettings, model: LanguageModel) -> None:

@@ -87,9 +87,9 @@ def test_a_config_of_wrong_values_is_refused(value: object) -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"rwkv_heads": 5}, "HybridConfig.width: expected a multiple of rwkv_heads = 5, found 192"),
-        ({"mamba_heads": 5}, "HybridConfig.mamba_inner: expected a multiple of mamba_heads = 5, found 384"),
-        ({"mamba_groups": 4}, "HybridConfig.mamba_heads: expected a multiple of mamba_groups = 4, found 6"),
+        ({"rwkv_heads": 5}, "HybridConfig.width: expected a multiple of rwkv_heads = 5, found 256"),
+        ({"mamba_heads": 5}, "HybridConfig.mamba_inner: expected a multiple of mamba_heads = 5, found 512"),
+        ({"mamba_groups": 16}, "HybridConfig.mamba_heads: expected a multiple of mamba_groups = 16, found 8"),
     ],
 )
 def test_sizes_that_do_not_divide_are_refused(wrong: dict[str, int], message: str) -> None:

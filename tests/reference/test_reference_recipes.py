@@ -100,6 +100,25 @@ def stop_at(limit: int) -> Any:
     return report
 
 
+def test_the_first_step_is_as_long_as_schedule_and_log_say(
+    hybrid: TrainingSettings, corpus: Corpus, batches: list[Batch], tmp_path: Path
+) -> None:
+    """AdamW's first step moves a parameter by the rate, whatever its gradient is: 1/5 of the peak in step 1 of 5."""
+    settings = replace(hybrid, warm_up=5, peak_rate=0.01, weight_decay=0.0, component_rates={"rwkv": 3.0})
+    train(settings, corpus, tmp_path)
+    row = read_log(tmp_path / LOG)[1]
+    assert row["lr"] == pytest.approx(0.002)
+    one = stepper(settings)
+    drawn = weights(one)
+    one.step(batches[0], 1, detailed=False)
+    moved = {name: value.double() - drawn[name].double() for name, value in one.model.state_dict().items()}
+    for component, rate in (("rwkv", 0.006), ("mamba", 0.002)):
+        own = {name: value for name, value in moved.items() if f".{component}." in name}
+        assert max(float(value.abs().max()) for value in own.values()) == pytest.approx(rate, rel=1e-2)
+        share = norm(own) / norm({name: drawn[name].double() for name in own})
+        assert row["relative_updates"][component] == pytest.approx(share, rel=1e-4)
+
+
 def test_what_is_frozen_stays_bit_for_bit_and_moves_again_afterwards(
     hybrid: TrainingSettings, corpus: Corpus, tmp_path: Path
 ) -> None:

@@ -148,7 +148,7 @@ def some_ids(rows: int, time: int) -> Tensor:
 
 
 @both_forms
-@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("rows", [1, 2])
 def test_both_paths_of_a_trace_give_the_same_table(rows: int, form: str) -> None:
     """Of the model that ships; in float64, where calls of other lengths round alike."""
     model, inputs = shipped(torch.float64), some_ids(rows, 150)
@@ -158,7 +158,7 @@ def test_both_paths_of_a_trace_give_the_same_table(rows: int, form: str) -> None
     assert f"backend {backend(form)}" in fused.path
     same(fused, sc.trace(model, inputs, every=4, path="generic"))
     assert {(row["component"], row["layer"]) for row in fused.observations} == {
-        (component, layer) for component in ("rwkv", "mamba") for layer in (0, 1)
+        (component, layer) for component in ("rwkv", "mamba") for layer in range(6)
     }
 
 
@@ -168,7 +168,7 @@ def test_both_paths_give_the_same_table_in_the_precision_that_ships(form: str) -
     model, inputs = shipped(torch.float32), some_ids(2, 150)
     tables = [sc.trace(model, inputs, every=4, path=path).to_frame() for path in ("fused", "generic")]
     fused, generic = (table.select_dtypes("number") for table in tables)
-    units = 2 * 12288  # rows, and what a layer has of either memory
+    units = 2 * 16384  # rows, and what a layer has of either memory
     for column in fused.columns:
         difference, largest = (fused[column] - generic[column]).abs().max(), generic[column].abs().max()
         if column == "near_largest":
