@@ -10,7 +10,6 @@ positive), for the difference of two single models. The short runs are another r
 not 10,000 with one of 500. What is assumed is that the spread is of the same size there.
 """
 
-import argparse
 import json
 import math
 import subprocess
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from studies.command import collect_or_report
 from studies.runs import folders
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,16 +31,14 @@ SHIPPED = ROOT / "reference_models" / "statecheck_reference"
 Metric = Mapping[str, Any]
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main() -> int:
     """Collect or report."""
-    parser = argparse.ArgumentParser(prog="studies.baseline", description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["collect", "report"])
-    parser.add_argument("--work", type=Path, help="where the runs are")
-    told = parser.parse_args(arguments)
-    if told.what == "collect":
-        RESULTS.write_text(json.dumps(collect(told.work), indent=1) + "\n")
-    print("\n".join(table(json.loads(METRICS.read_text())["metrics"], json.loads(RESULTS.read_text()))))
-    return 0
+    return collect_or_report("baseline", __doc__.splitlines()[0], RESULTS, collect, report)
+
+
+def report(seeds: Mapping[str, Sequence[Metric]]) -> Iterator[str]:
+    """The table of the page, beside the numbers of the shipped weights."""
+    yield from table(json.loads(METRICS.read_text())["metrics"], seeds)
 
 
 def collect(work: Path) -> dict[str, list[Metric]]:

@@ -17,10 +17,9 @@ so that not a bit of the output changes) must grow 4 times as fast; and where on
 end of each RWKV branch, at the same outputs, the ratio must be about a tenth.
 """
 
-import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from statecheck_reference.streams import validation_windows
 from statecheck_reference.training_log import read_log, significant
 from torch.nn import functional
 
+from studies.command import collect_or_report
 from studies.founding_tables import AT as KEPT
 from studies.founding_tables import growth, picture, tables
 from studies.runs import FOUNDING_SEEDS, UNITS, folders
@@ -45,19 +45,15 @@ CURVES = ("train_loss", "gradient_ratio")
 CONTROL = 0.1  # of the gradient passes RWKV's branches in the second control
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main() -> int:
     """Collect or report."""
-    parser = argparse.ArgumentParser(prog="studies.founding", description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["collect", "report"])
-    parser.add_argument("--work", type=Path, help="where the runs are")
-    told = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    if told.what == "collect":
-        RESULTS.write_text(json.dumps(collect(told.work), indent=1) + "\n")
-    results = json.loads(RESULTS.read_text())
+    return collect_or_report("founding", __doc__.splitlines()[0], RESULTS, collect, report)
+
+
+def report(results: dict[str, Any]) -> Iterator[str]:
+    """The tables of the page, which has the picture too."""
     picture(results, PICTURE)
-    print("\n".join(tables(results)))
-    return 0
+    yield from tables(results)
 
 
 def collect(work: Path) -> dict[str, Any]:

@@ -14,7 +14,6 @@ Controls: `baseline` of two seeds against each other is what a difference of not
 quarter of the steps is what a clear difference looks like.
 """
 
-import argparse
 import json
 import math
 import sys
@@ -35,6 +34,7 @@ from statecheck_reference.streams import validation_windows
 from statecheck_reference.training_log import read_log, significant
 from torch.nn import functional
 
+from studies.command import collect_or_report
 from studies.intervals import LEVEL, Interval, geometric, mean
 from studies.runs import MATRIX_SEEDS, folders
 
@@ -44,19 +44,15 @@ PICTURE = ROOT / "docs" / "images" / "validation_matrix.png"
 Results = Mapping[str, Any]
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main() -> int:
     """Collect or report."""
-    parser = argparse.ArgumentParser(prog="studies.matrix", description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["collect", "report"])
-    parser.add_argument("--work", type=Path, help="where the runs are")
-    told = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    if told.what == "collect":
-        RESULTS.write_text(json.dumps(collect(told.work), indent=1) + "\n")
-    results = json.loads(RESULTS.read_text())
+    return collect_or_report("matrix", __doc__.splitlines()[0], RESULTS, collect, report)
+
+
+def report(results: Results) -> Iterator[str]:
+    """The tables of the page, which has the picture too."""
     picture(results, PICTURE)
-    print("\n".join(tables(results)))
-    return 0
+    yield from tables(results)
 
 
 def collect(work: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What the tests of the reference hybrid share: how far two answers are apart, weights drawn from a seed, its forms."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import pytest
@@ -22,6 +23,24 @@ def error(found: Tensor, expected: Tensor) -> float:
     found, expected = found.detach().double(), expected.detach().double()
     difference, size = (found - expected).norm(), expected.norm()
     return float(torch.nan_to_num(difference / size.clamp_min(1e-300), nan=torch.inf)) if difference != 0 else 0.0
+
+
+def off_over_cuts(layer: nn.Module, first: Sequence[Tensor], inputs: Tensor, lengths: list[int]) -> float:
+    """In pieces, whole, token by token, from the states `first` on: the largest error of outputs and last states
+    against the layer in float64. `inputs` (B, sum of `lengths` + 1, W).
+    """
+    dtype, exact, found = next(layer.parameters()).dtype, copy.deepcopy(layer).double(), [0.0]
+    inputs, first = inputs.to(dtype), [state.to(dtype) for state in first]
+    with torch.no_grad():
+        expected = exact(inputs.double(), *(state.double() for state in first))
+        for cuts in ([*lengths, 1], [sum(lengths) + 1], [1] * (sum(lengths) + 1)):
+            outputs, states = [], first
+            for piece in inputs.split(cuts, 1):
+                output, *states = layer(piece, *states)
+                outputs.append(output)
+            pairs = zip((torch.cat(outputs, 1), *states), expected, strict=True)
+            found += [error(ours, wanted) for ours, wanted in pairs]
+    return max(found)
 
 
 def randomised(make: Callable[[], Module], seed: int) -> Module:

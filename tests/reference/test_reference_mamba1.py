@@ -3,12 +3,10 @@
 The recurrence itself is held against the paper in tests/kernels, the layer against transformers' beside this.
 """
 
-import copy
-
 import paper
 import pytest
 import torch
-from agreement import FIXED, TOLERANCE, both_forms, error, randomised
+from agreement import FIXED, TOLERANCE, both_forms, error, off_over_cuts, randomised
 from cuts import KINDS, SEEDS, generator, log_decays, normal, pieces
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -39,21 +37,10 @@ def start(seed: int, batch: int, layer: Mamba1Mixer) -> tuple[Tensor, Tensor]:
     return conv, normal(draw, batch, layer.inner, layer.state_size)
 
 
-def off_over_cuts(layer: Mamba1Mixer, seed: int, lengths: list[int]) -> float:
-    """In pieces, whole, token by token: the largest error of outputs and last states against the layer in float64."""
-    dtype, inputs = layer.A_log.dtype, normal(generator(seed), 2, sum(lengths) + 1, 6)
-    first = [state.to(dtype) for state in start(seed + 1, 2, layer)]
-    exact, inputs, found = copy.deepcopy(layer).double(), inputs.to(dtype), [0.0]
-    with torch.no_grad():
-        expected = exact(inputs.double(), *(state.double() for state in first))
-        for cuts in ([*lengths, 1], [sum(lengths) + 1], [1] * (sum(lengths) + 1)):
-            outputs, states = [], first
-            for piece in inputs.split(cuts, 1):
-                output, *states = layer(piece, *states)
-                outputs.append(output)
-            pairs = zip((torch.cat(outputs, 1), *states), expected, strict=True)
-            found += [error(ours, wanted) for ours, wanted in pairs]
-    return max(found)
+def off(layer: Mamba1Mixer, seed: int, lengths: list[int]) -> float:
+    """How far pieces of these lengths are off, from a warm state."""
+    inputs = normal(generator(seed), 2, sum(lengths) + 1, 6)
+    return off_over_cuts(layer, start(seed + 1, 2, layer), inputs, lengths)
 
 
 @both_forms
@@ -62,14 +49,14 @@ def off_over_cuts(layer: Mamba1Mixer, seed: int, lengths: list[int]) -> float:
 def test_the_layer_carries_its_states_over_any_cut(
     seed: int, lengths: list[int], kind: str, sizes: tuple[int, int, int]
 ) -> None:
-    assert off_over_cuts(layer_of(seed, sizes, kind), seed, lengths) < TOLERANCE[torch.float64] / 2
+    assert off(layer_of(seed, sizes, kind), seed, lengths) < TOLERANCE[torch.float64] / 2
 
 
 @both_forms
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("lengths", FIXED)
 def test_the_layer_carries_its_states_in_float32(lengths: list[int], kind: str) -> None:
-    assert off_over_cuts(layer_of(len(lengths), kind=kind).float(), 1, lengths) < TOLERANCE[torch.float32] / 2
+    assert off(layer_of(len(lengths), kind=kind).float(), 1, lengths) < TOLERANCE[torch.float32] / 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
