@@ -10,7 +10,7 @@ from statecheck_reference.models import Architecture, Shape, architecture
 
 MAY_BE_ZERO = ("seed", "warm_up", "weight_decay", "final_rate", "sample_tokens")
 PRECISIONS = ("float32", "bfloat16")
-LIMIT = 2**63  # of numbers; what is infinite is beyond it
+LIMIT = 2**63  # of whole numbers
 
 
 @dataclass(frozen=True)
@@ -63,9 +63,10 @@ class TrainingSettings:
         for one in fields(self):
             value = getattr(self, one.name)
             positive = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if positive and not (0 <= value < LIMIT and (value or one.name in MAY_BE_ZERO)):
+            limit = LIMIT if isinstance(value, int) else math.inf
+            if positive and not (0 <= value < limit and (value or one.name in MAY_BE_ZERO)):
                 least = "0 or more" if one.name in MAY_BE_ZERO else "more than 0"
-                least += " and less than 2^63" if value >= LIMIT else ""
+                least += f" and less than {limit:.3g}" if value >= limit else ""
                 raise ValueError(f"{one.name}: expected {least}, found {value}")
         self._check_intervals()
         self._check_components()
