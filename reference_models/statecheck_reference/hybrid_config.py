@@ -10,7 +10,7 @@ from statecheck_reference.configuration import checked_mapping, require_multiple
 from statecheck_reference.fusion import FUSIONS
 from statecheck_reference.mamba2 import CONVOLUTION
 
-LARGEST_GAMMA = 1e6
+LARGEST_GAMMA = 1_000_000
 LAYOUTS = ("parallel", "interleaved", "sequential")
 LATER = (  # fields that the first checkpoints did not name
     "layout",
@@ -101,7 +101,7 @@ class HybridConfig:
             raise ValueError(f"HybridConfig.blend: expected a share between 0 and 1, found {self.blend!r}")
         if not _is_number(self.residual_gamma) or not 0 <= self.residual_gamma <= LARGEST_GAMMA:
             raise ValueError(
-                f"HybridConfig.residual_gamma: expected a number from 0 to {LARGEST_GAMMA:g}, "
+                f"HybridConfig.residual_gamma: expected a number from 0 to {LARGEST_GAMMA:,}, "
                 f"found {self.residual_gamma!r}"
             )
         if not self.blend_learned and self.fusion != "sum":
