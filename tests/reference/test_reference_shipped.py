@@ -31,7 +31,7 @@ from statecheck.protocol import RegisteredModel
 
 LSTM_FOLDER = MODELS["lstm"].folder
 KEPT = Path(__file__).resolve().parents[2] / "reference_models/checkpoints/hybrid-8m-5000"  # of the same run, half-way
-STEPS = {"lstm": 10_000, "hybrid": 5_000, "hybrid at step 5,000": 5_000}
+STEPS = {"lstm": 10_000, "hybrid": 10_000, "hybrid at step 5,000": 5_000}
 FOLDERS = {"lstm": LSTM_FOLDER, "hybrid": MODELS["hybrid"].folder, "hybrid at step 5,000": KEPT}
 SIZES = {"lstm": (1_700_000, 2_000_000, 8e6), "hybrid": (8_000_000, 8_100_000, 17e6)}  # parameters, bytes of the file
 
