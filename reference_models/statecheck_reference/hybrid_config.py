@@ -40,10 +40,10 @@ class HybridConfig:
     attention layer over `attention_window` tokens before its mixers; -1: no block has.
 
     How they are scaled: `branch_norm` normalises what each branch gives before they are joined (and so undoes the small
-    start of the last matrices; take it together with `residual_gamma`). `residual_gamma` above
-    0 is where a learned scale of each channel of what a block adds starts (LayerScale); 0: no such scale, and the last
-    matrices start smaller instead. `norm_groups` is the number of groups of channels over which what was read from the
-    state is normalised, in RWKV and in Mamba-2; 0 is as published: RWKV's heads, Mamba's groups of B and C.
+    start of the last matrices; take it together with `residual_gamma`). `residual_gamma` above 0 is where a learned
+    scale of each channel of what a block adds starts (LayerScale); 0: no such scale, and the last matrices start
+    smaller instead. `norm_groups` is the number of groups of channels over which what was read from the state is
+    normalised, in RWKV and in Mamba-2; 0 is as published: RWKV's heads, Mamba's groups of B and C.
 
     Sizes: `rwkv_heads` of width / rwkv_heads channels; `low_rank` of RWKV's token shift (its decay has twice as many);
     `mamba_heads` of mamba_inner / mamba_heads channels, in `mamba_groups`, each with a state of `mamba_state` numbers a

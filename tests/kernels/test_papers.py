@@ -21,7 +21,7 @@ FORMS = [
 every_form = pytest.mark.parametrize("form", FORMS)
 every_kind = pytest.mark.parametrize("kind", KINDS)
 every_recurrence = pytest.mark.parametrize("operation", [WKV6, SCAN, SSD], ids=lambda operation: operation.name)
-SUM = {torch.float32: 2e-6, torch.float64: 1e-12}  # in units of the sum of the terms' absolute values
+SUM = {torch.float32: 2e-6, torch.float64: 1e-12}  # of the terms' sizes; worst case of 193 terms: 1.2e-5, met: 1.005e-6
 HEADS_AND_GROUPS = [(1, 1), (2, 1), (3, 3), (4, 2), (6, 3), (6, 2)]
 FEW = st.integers(1, 20)  # keys, values, channels: with vectors of 4 to 16 numbers, whole ones and what is left over
 
