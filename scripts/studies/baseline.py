@@ -27,17 +27,18 @@ from studies.runs import folders
 ROOT = Path(__file__).resolve().parents[2]
 METRICS = ROOT / "metrics" / "baseline_8m_metrics.json"
 RESULTS = ROOT / "metrics" / "baseline_8m_seeds.json"
+PAGE = ROOT / "docs" / "baseline_metrics.md"
 SHIPPED = ROOT / "reference_models" / "statecheck_reference"
 Metric = Mapping[str, Any]
 
 
 def main() -> int:
     """Collect or report."""
-    return collect_or_report("baseline", __doc__.splitlines()[0], RESULTS, collect, report)
+    return collect_or_report("baseline", __doc__.splitlines()[0], RESULTS, collect, tables)
 
 
-def report(seeds: Mapping[str, Sequence[Metric]]) -> Iterator[str]:
-    """The table of the page, beside the numbers of the shipped weights."""
+def tables(seeds: Mapping[str, Sequence[Metric]]) -> Iterator[str]:
+    """The table of the page: the numbers of the shipped weights, and how far seeds spread."""
     yield from table(json.loads(METRICS.read_text())["metrics"], seeds)
 
 

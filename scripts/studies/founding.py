@@ -14,7 +14,8 @@ slope of its logarithm over the layers.
 
 Positive controls: the same model written in other coordinates (the keys of layer n times 2^n, the receptances over it,
 so that not a bit of the output changes) must grow 4 times as fast; and where only a tenth of the gradient passes the
-end of each RWKV branch, at the same outputs, the ratio must be about a tenth.
+end of each RWKV branch, at the same outputs, the ratio must be about a tenth. What the other coordinates do to the
+ratio of the same function is reported beside them.
 """
 
 import json
@@ -40,6 +41,7 @@ from studies.runs import FOUNDING_SEEDS, UNITS, folders
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "findings" / "founding_observation.json"
+PAGE = RESULTS.with_suffix(".md")
 PICTURE = ROOT / "docs" / "images" / "founding_observation.png"
 CURVES = ("train_loss", "gradient_ratio")
 CONTROL = 0.1  # of the gradient passes RWKV's branches in the second control
@@ -126,7 +128,7 @@ def controls(folder: Path) -> dict[str, Any]:
         for n, block in enumerate(model.blocks):  # type: ignore[arg-type]
             block.rwkv.key.weight.mul_(2.0**n)
             block.rwkv.receptance.weight.mul_(2.0**-n)
-    turned = variances(model, folder)
+    turned, ratio_turned = variances(model, folder), ratio_of(model, folder)
     damped = model_at(folder, KEPT[-1])
     for block in damped.blocks:  # type: ignore[union-attr]
         block.rwkv.register_forward_hook(_damp)
@@ -134,6 +136,7 @@ def controls(folder: Path) -> dict[str, Any]:
         "growth": significant(growth(plain["rwkv"])),
         "growth in other coordinates": significant(growth(turned["rwkv"])),
         "ratio": significant(ratio),
+        "ratio in other coordinates": significant(ratio_turned),
         "ratio with a tenth of RWKV's gradient": significant(ratio_of(damped, folder)),
     }
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from studies.intervals import Interval, geometric, mean, quotient
 
-PREDICTED = {"characters": (0.08, 0.11), "byte-pairs": (0.20, 0.46)}
+OBSERVED_ONCE = {"characters": (0.08, 0.11), "byte-pairs": (0.20, 0.46)}
 AT = (100, 300, 500, 1000)
 # Steps of characters that are compared at equal bytes: the hundred steps of byte pairs until there are past warm-up.
 AT_EQUAL_BYTES = (700, 1000)
@@ -22,9 +22,9 @@ Run = Mapping[str, Any]
 
 def tables(results: Results) -> Iterator[str]:
     """The lines of all tables, in markdown."""
-    yield from _balance(results, "gradient norm of RWKV over Mamba's (raw, before clipping)", _ratio, predicted=True)
+    yield from _balance(results, "gradient norm of RWKV over Mamba's (raw, before clipping)", _ratio, against=True)
     yield ""
-    yield from _balance(results, "relative update of RWKV over Mamba's", _updates, predicted=False)
+    yield from _balance(results, "relative update of RWKV over Mamba's", _updates, against=False)
     yield ""
     yield from _equal_bytes(results)
     yield ""
@@ -48,18 +48,18 @@ def _updates(run: Run, step: int) -> float:
     return around(run, [a / b for a, b in zip(by["rwkv"], by["mamba"], strict=True)], step)
 
 
-def _balance(results: Results, title: str, read: Callable[[Run, int], float], *, predicted: bool) -> Iterator[str]:
+def _balance(results: Results, title: str, read: Callable[[Run, int], float], *, against: bool) -> Iterator[str]:
     yield f"| {title}, at equal steps | characters | byte pairs | byte pairs / characters |"
     yield "|---|---|---|---|"
     for step in AT:
         own = {name: [read(run, step) for run in runs] for name, runs in results["runs"].items()}
-        cells = [_against(geometric(values), name if predicted else "") for name, values in own.items()]
+        cells = [_against(geometric(values), name if against else "") for name, values in own.items()]
         yield f"| step {step} | {' | '.join(cells)} | {quotient(own['byte-pairs'], own['characters'])} |"
 
 
 def _against(found: Interval, units: str) -> str:
-    """An interval, and where it lies against what was predicted."""
-    return f"{found} ({found.inside(*PREDICTED[units])})" if units else str(found)
+    """An interval, and where it lies against what was observed once."""
+    return f"{found} ({found.inside(*OBSERVED_ONCE[units])})" if units else str(found)
 
 
 def equal_bytes(results: Results, step: int) -> int:
@@ -84,7 +84,7 @@ def _equal_bytes(results: Results) -> Iterator[str]:
 
 
 def _growths(results: Results) -> Iterator[str]:
-    columns = [f"{units}, {name}" for name in ("RWKV", "Mamba") for units in results["runs"]]
+    columns = [f"{spoken(units)}, {name}" for name in ("RWKV", "Mamba") for units in results["runs"]]
     yield f"| variance of the state, times a layer | {' | '.join(columns)} |"
     yield "|---|---|---|---|---|"
     for step in AT:
@@ -109,7 +109,8 @@ def _controls(results: Results) -> Iterator[str]:
     yield "|---|---|---|---|"
     of_growth = ("growth in other coordinates", "growth", "4, exactly")
     of_ratio = ("ratio with a tenth of RWKV's gradient", "ratio", "about 0.1")
-    for above, below, expected in (of_growth, of_ratio):
+    turned = ("ratio in other coordinates", "ratio", "1 if the ratio were one of functions")
+    for above, below, expected in (of_growth, of_ratio, turned):
         cells = [
             str(mean([run["controls"][above] / run["controls"][below] for run in runs]))
             for runs in results["runs"].values()
@@ -118,7 +119,7 @@ def _controls(results: Results) -> Iterator[str]:
 
 
 def picture(results: Results, path: Path) -> None:
-    """The gradient ratio over steps and over bytes, every seed, with what was predicted."""
+    """The gradient ratio over steps and over bytes, every seed, with what was observed once."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     by_steps, by_bytes = figure.subplots(1, 2, sharey=True)
     for axes, of_bytes in ((by_steps, False), (by_bytes, True)):
@@ -134,9 +135,14 @@ def picture(results: Results, path: Path) -> None:
 
 
 def _curves(axes: Axes, name: str, runs: Sequence[Run], scale: float) -> None:
-    low, high = PREDICTED[name]
-    axes.axhspan(low, high, color=COLOURS[name], alpha=0.12, label=f"predicted, {name}")
+    low, high = OBSERVED_ONCE[name]
+    axes.axhspan(low, high, color=COLOURS[name], alpha=0.12, label=f"observed once, {spoken(name)}")
     for number, run in enumerate(runs):
         x = [step * scale for step in run["step"]]
-        label = f"{name}, {len(runs)} seeds" if number == 0 else None
+        label = f"{spoken(name)}, {len(runs)} seeds" if number == 0 else None
         axes.plot(x, run["gradient_ratio"], color=COLOURS[name], linewidth=0.9, alpha=0.8, label=label)
+
+
+def spoken(units: str) -> str:
+    """The name of units in running text."""
+    return units.replace("-", " ")

@@ -40,6 +40,7 @@ from studies.runs import MATRIX_SEEDS, folders
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "findings" / "validation_matrix.json"
+PAGE = RESULTS.with_suffix(".md")
 PICTURE = ROOT / "docs" / "images" / "validation_matrix.png"
 Results = Mapping[str, Any]
 

@@ -112,7 +112,7 @@ def refuse_unfinished(run: Planned, folder: Path) -> None:
         raise ValueError(f"{run.name}: expected a training run in {folder}, found none; train it with studies.runs")
     settings = json.loads(checkpoint["settings"])
     for option, value in planned(run).items():
-        if str(settings[option]) != value:
+        if type(settings[option])(value) != settings[option]:  # "1" is the rate 1.0
             raise ValueError(f"{run.name}: expected {option} {value} in {folder}, found {settings[option]}")
     if checkpoint["step"] != settings["steps"]:
         raise ValueError(

@@ -1,8 +1,10 @@
 """What the studies in scripts/studies read off a training run, held against the run itself."""
 
+import json
 import math
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -90,7 +92,7 @@ def test_a_run_that_has_not_ended_or_is_another_one_is_not_collected(
     def planned(*options: str) -> runs.Planned:
         return runs.Planned("short", "byte-pairs", ("--preset", "wide", "--steps", "24", "--seed", "7", *options))
 
-    runs.refuse_unfinished(planned("--peak-rate", "0.01", "--keep", "12"), folder)
+    runs.refuse_unfinished(planned("--peak-rate", "1e-2", "--keep", "12"), folder)
     with pytest.raises(ValueError, match=r"^short: expected peak_rate 0.02 in .*, found 0.01"):
         runs.refuse_unfinished(planned("--peak-rate", "0.02"), folder)
     with pytest.raises(ValueError, match=r"^short: expected a training run in .*, found none"):
@@ -106,3 +108,14 @@ def test_a_run_that_has_not_ended_or_is_another_one_is_not_collected(
     with pytest.raises(ValueError, match=r"^short: expected 24 steps in .*, found 12; train the rest"):
         runs.folders("one", tmp_path)
     assert runs.folders("one", folder.parent) == {"short": folder}
+
+
+STUDIES = [founding]
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.__name__)
+def test_the_page_of_a_study_shows_the_tables_of_its_results(study: ModuleType) -> None:
+    shown = study.PAGE.read_text().splitlines()
+    tables = [line for line in study.tables(json.loads(study.RESULTS.read_text())) if line]
+    assert len(tables) > 8
+    assert [line for line in tables if line not in shown] == []
