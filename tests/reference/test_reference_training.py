@@ -212,8 +212,13 @@ def arguments(texts: Path, work: Path, settings: TrainingSettings) -> list[str]:
     where = ["--data", str(texts), "--out", str(work), "--held-out", "kept-apart"]
     model = ["--model", settings.model]
     for option, table in (("--shape", settings.shape), ("--component-rate", settings.component_rates)):
-        model += [word for name, value in table.items() for word in (option, f"{name}={value}")]
+        model += [word for name, value in table.items() for word in (option, f"{name}={spoken(value)}")]
     return [*where, *model, *OPTIONS.split()]
+
+
+def spoken(value: object) -> str:
+    """A value as the command line takes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def environment() -> dict[str, str]:
