@@ -8,7 +8,7 @@ Every preset reads the same batches. Losses are compared on the same 16 held-out
 another training come out so?), with the residuals of loss = preset + seed over the whole matrix, since a few seeds of
 one preset alone tell too little; and over passages, of the mean over seeds (would another text?). A difference is one
 where both leave out 0. Balance is read off the training log: the geometric mean over the last ten logged steps, with
-the t-interval over seeds.
+a t-interval over seeds whose spread is that of all presets.
 
 Controls: `baseline` of two seeds against each other is what a difference of nothing looks like; and the loss after a
 quarter of the steps is what a clear difference looks like.
@@ -35,7 +35,7 @@ from statecheck_reference.training_log import read_log, significant
 from torch.nn import functional
 
 from studies.command import collect_or_report
-from studies.intervals import LEVEL, Interval, geometric, mean
+from studies.intervals import LEVEL, Interval, mean, pooled
 from studies.runs import MATRIX_SEEDS, folders
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -156,11 +156,12 @@ def tables(results: Results) -> Iterator[str]:
     columns += ["RWKV/Mamba gradient", "relative update", "gate"]
     yield f"| {' | '.join(columns)} |"
     yield "|" + "---|" * len(columns)
+    balances = [_balances(results, key) for key in ("gradient_ratio", "update_ratio")]
     for name, runs in results.items():
         loss = np.mean([np.mean(run["passages"]) for run in runs])
         found = difference(results, name)
         seeds = ", ".join(f"{value:+.3f}" for value in found.by_seed)
-        balance = [_balance(runs, key) for key in ("gradient_ratio", "update_ratio")]
+        balance = [str(found.get(name, "-")) for found in balances]
         gate = f"{np.mean([run['gate'] for run in runs]):.2f}" if runs[0]["gate"] else "-"
         mark = "**" if found.clear else ""
         against = [f"{mark}{one.value:+.3f} [{one.low:+.3f}, {one.high:+.3f}]{mark}" for one in found.intervals]
@@ -180,9 +181,10 @@ def _controls(baseline: Sequence[Mapping[str, Any]]) -> str:
     return f"controls: baseline of seed 0 less seed 1: {nothing}; after 100 steps less after 400: {early - late:.3f}"
 
 
-def _balance(runs: Sequence[Mapping[str, Any]], key: str) -> str:
-    values = [run[key] for run in runs]
-    return "-" if None in values else str(geometric(values))
+def _balances(results: Results, key: str) -> dict[str, Interval]:
+    """By preset, RWKV over Mamba; pure models have no such ratio."""
+    values = {name: [run[key] for run in runs] for name, runs in results.items()}
+    return pooled({name: own for name, own in values.items() if None not in own})
 
 
 def picture(results: Results, path: Path) -> None:

@@ -18,7 +18,7 @@ from statecheck_reference.checkpointing import load_checkpoint
 from statecheck_reference.presets import MATRIX
 
 UNITS = ("characters", "byte-pairs")
-FOUNDING_SEEDS, MATRIX_SEEDS, SHORT_SEEDS = (0, 1, 2), (0, 1, 2), (1, 2, 3)
+FOUNDING_SEEDS, MATRIX_SEEDS, SHORT_SEEDS = (0, 1, 2), (0, 1), (1, 2, 3)
 RATE = ["--peak-rate", "0.003", "--weight-decay", "0.1"]
 # A constant rate after the warm-up: a curve over steps is then not one over the schedule.
 FOUNDING = [*RATE, "--final-rate", "1", "--warm-up", "100", "--validate-every", "100", "--checkpoint-every", "50"]
@@ -45,7 +45,7 @@ def founding() -> Iterator[Planned]:
 
 
 def matrix() -> Iterator[Planned]:
-    """Every preset of the validation matrix on the same 400 batches of 1,024 tokens, three seeds."""
+    """Every preset of the validation matrix on the same 400 batches of 1,024 tokens, two seeds."""
     for seed in MATRIX_SEEDS:
         for name in MATRIX:
             options = ("--preset", name, "--steps", "400", "--batch", "4", "--seed", str(seed), *SHORT)
