@@ -89,11 +89,9 @@ def honest(model: Any, documents: Sequence[Tensor]) -> dict[str, Interval]:
     found: dict[str, Interval] = {}
     for id in ROWS:
         row = report[id]
-        print(f"  {id}: {row.status.value}. {row.reason}")
         for m in (*row.measurements, *row.shown):
             if m.where.layer is None and m.name in WANTED:
                 found[WANTED[m.name].format(m.where.component)] = _interval(m)
-    print()
     return found
 
 

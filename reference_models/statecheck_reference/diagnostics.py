@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from statecheck import wrap
 from statecheck.adapters.contract import copy_without_history, matches
 from statecheck.probes import StateHealthMonitor
+from statecheck.probes.health import HealthReading
 from statecheck.protocol import ComponentFacts
 from statecheck.recording import groups
 from statecheck_reference.evaluation import Windows
@@ -139,10 +140,12 @@ def gradient_ratio(norms: Mapping[str, float], components: Sequence[str]) -> flo
 
 @dataclass(frozen=True)
 class StateReading:
-    """By "component.layer": health 0..1, and the cosine of G3.5, of centred states 64 tokens apart, which 1 freezes."""
+    """By "component.layer": health 0..1, and G3.5: the cosine of centred states 64 tokens apart, which is 1 if nothing
+    moves, and the share of units pinned to their largest value."""
 
     health: dict[str, float] = field(default_factory=dict)
     evolution: dict[str, float] = field(default_factory=dict)
+    pinned: dict[str, float] = field(default_factory=dict)
 
 
 def read_states(model: LanguageModel, settings: TrainingSettings, windows: Windows) -> StateReading:
@@ -162,9 +165,14 @@ def read_states(model: LanguageModel, settings: TrainingSettings, windows: Windo
     reading = StateHealthMonitor().measure(wrapped, inputs)
     return StateReading(
         {f"{component}.{layer}": score for (component, layer), score in reading.scores.items()},
-        {
-            f"{component}.{layer}": 1 - values["moving"]
-            for (component, layer), values in reading.values.items()
-            if math.isfinite(values.get("moving", math.nan))
-        },
+        {name: 1 - value for name, value in _values(reading, "moving").items()},
+        _values(reading, "unpinned"),
     )
+
+
+def _values(reading: HealthReading, name: str) -> dict[str, float]:
+    """What a sub-score of health is the score of, by "component.layer", where it could be had."""
+    found = {
+        f"{component}.{layer}": values.get(name, math.nan) for (component, layer), values in reading.values.items()
+    }
+    return {place: value for place, value in found.items() if math.isfinite(value)}

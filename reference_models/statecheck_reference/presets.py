@@ -2,7 +2,7 @@
 
 hybrid-8m      the reference model: 6 parallel blocks of 256, heads of 64 as published, both states 16,384 numbers
 hybrid-3m      a small one of the same make, for studies with several seeds
-baseline       12 parallel blocks of 256 with an attention layer in block 6; the others differ from it in one thing:
+baseline       12 parallel blocks of 256 with an attention layer in block 6; the others differ from it in one respect:
 no-attention   without that layer
 shallow        half as many blocks (attention in block 3)
 wide           8 blocks of 320 (attention in block 4): about as many parameters

@@ -1,7 +1,7 @@
 """RWKV-6 time mixing: linear attention whose memory, a matrix a head, decays channel by channel as the input says.
 
 Paper: Peng et al. 2024, "Eagle and Finch: RWKV with Matrix-Valued States and Dynamic Recurrence", arXiv 2404.05892,
-section 4 (Finch is RWKV-6). Equation numbers below are the paper's sections' own formulas, written out.
+section 4: Finch, which is RWKV-6, its token shift and its time mixing. Their formulas stand in the glossary.
 
 Glossary (our names -> the paper's symbols), one head, one token; W = width, H heads, K = V = W / H
 ---------------------------------------------------------------------------------------------------

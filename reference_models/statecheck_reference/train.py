@@ -306,6 +306,7 @@ def _validation(run: Run, model: LanguageModel) -> Row:
         "state_rms": _significant(diagnostics.state_rms(states)),
         "state_entropy": _significant(diagnostics.state_entropy(states)),
         "evolution": _significant(reading.evolution),
+        "pinned": _significant(reading.pinned),
         "health": _significant(reading.health),
     }
     run.stepper.require_finite(run.step, row)

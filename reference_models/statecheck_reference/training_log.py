@@ -11,8 +11,9 @@ optimiser's step over the RMS of the parameters before it; `gates`, the mean of 
 of models that have one.
 
 At the steps that validate: `validation_loss` and `perplexity`; after the validation windows `state_rms` and
-`state_entropy` of each state; of each "component.layer" `evolution`, the cosine of G3.5, and `health`, 0..1; `sample`,
-a few words that the model wrote, after a "|". `checks` G3 stands in the first row from step 1,000 on, or the last.
+`state_entropy` of each state; of each "component.layer" `evolution` and `pinned`, the cosine and the pinned share of
+G3.5, and `health`, 0..1; `sample`, a few words that the model wrote, after a "|". `checks` G3 stands in the first row
+from step 1,000 on, or the last.
 
 Everything but `tokens_per_second` is a pure function of the run's settings: :func:`without_clock`.
 """

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from studies.intervals import Interval, geometric, mean, quotient
+from studies.intervals import Interval, geometric, quotient
 
 OBSERVED_ONCE = {"characters": (0.08, 0.11), "byte-pairs": (0.20, 0.46)}
 AT = (100, 300, 500, 1000)
@@ -26,9 +26,15 @@ def tables(results: Results) -> Iterator[str]:
     yield ""
     yield from _balance(results, "relative update of RWKV over Mamba's", _updates, against=False)
     yield ""
-    yield from _equal_bytes(results)
+    yield from _equal_bytes(results, "gradient norms", _ratio, against=True)
     yield ""
-    yield from _growths(results)
+    yield from _equal_bytes(results, "relative updates", _updates, against=False)
+    yield ""
+    yield from _norms(results)
+    yield ""
+    yield from _growths(results, "by the slope over the layers", growth)
+    yield ""
+    yield from _growths(results, "from the first layer to the last", end_to_end)
     yield ""
     yield from _controls(results)
 
@@ -68,30 +74,47 @@ def equal_bytes(results: Results, step: int) -> int:
     return round(step * per_token["characters"] / per_token["byte-pairs"] / 10) * 10
 
 
-def _equal_bytes(results: Results) -> Iterator[str]:
-    yield "| at equal bytes | characters | byte pairs | byte pairs / characters |"
+def _equal_bytes(results: Results, title: str, read: Callable[[Run, int], float], *, against: bool) -> Iterator[str]:
+    yield f"| {title}, RWKV over Mamba, at equal bytes | characters | byte pairs | byte pairs / characters |"
     yield "|---|---|---|---|"
     per_step = results["tokens_per_step"] * results["bytes_per_token"]["characters"]
     for step in AT_EQUAL_BYTES:
         other = equal_bytes(results, step)
         own = {
-            name: [_ratio(run, step if name == "characters" else other) for run in runs]
+            name: [read(run, step if name == "characters" else other) for run in runs]
             for name, runs in results["runs"].items()
         }
-        cells = [_against(geometric(values), name) for name, values in own.items()]
+        cells = [_against(geometric(values), name if against else "") for name, values in own.items()]
         place = f"{step * per_step / 1e6:.2f} MB: step {step} of characters, {other} of byte pairs"
         yield f"| {place} | {' | '.join(cells)} | {quotient(own['byte-pairs'], own['characters'])} |"
 
 
-def _growths(results: Results) -> Iterator[str]:
+def _columns(results: Results, title: str) -> Iterator[str]:
+    """The head of a table with a column for each component and kind of token."""
     columns = [f"{spoken(units)}, {name}" for name in ("RWKV", "Mamba") for units in results["runs"]]
-    yield f"| variance of the state, times a layer | {' | '.join(columns)} |"
+    yield f"| {title} | {' | '.join(columns)} |"
     yield "|---|---|---|---|---|"
+
+
+def _norms(results: Results) -> Iterator[str]:
+    yield from _columns(results, "gradient norm, before clipping")
     for step in AT:
-        cells = []
-        for component in ("rwkv", "mamba"):
-            for runs in results["runs"].values():
-                cells.append(str(geometric([growth(run["variance"][str(step)][component]) for run in runs])))
+        cells = [
+            str(geometric([around(run, run["gradient_norm"][component], step) for run in runs]))
+            for component in ("rwkv", "mamba")
+            for runs in results["runs"].values()
+        ]
+        yield f"| step {step} | {' | '.join(cells)} |"
+
+
+def _growths(results: Results, title: str, read: Callable[[Sequence[float]], float]) -> Iterator[str]:
+    yield from _columns(results, f"variance of the state, times a layer, {title}")
+    for step in AT:
+        cells = [
+            str(geometric([read(run["variance"][str(step)][component]) for run in runs]))
+            for component in ("rwkv", "mamba")
+            for runs in results["runs"].values()
+        ]
         yield f"| step {step} | {' | '.join(cells)} |"
 
 
@@ -104,6 +127,15 @@ def growth(values: Sequence[float]) -> float:
     return math.exp(float(np.polyfit(np.arange(len(values)), np.log(np.asarray(values)), 1)[0]))
 
 
+def end_to_end(values: Sequence[float]) -> float:
+    """How many times larger a value is a layer further on, from the first and the last alone.
+
+    >>> end_to_end([1.0, 100.0, 4.0])
+    2.0
+    """
+    return (values[-1] / values[0]) ** (1 / (len(values) - 1))
+
+
 def _controls(results: Results) -> Iterator[str]:
     yield "| control | characters | byte pairs | expected |"
     yield "|---|---|---|---|"
@@ -112,7 +144,7 @@ def _controls(results: Results) -> Iterator[str]:
     turned = ("ratio in other coordinates", "ratio", "1 if the ratio were one of functions")
     for above, below, expected in (of_growth, of_ratio, turned):
         cells = [
-            str(mean([run["controls"][above] / run["controls"][below] for run in runs]))
+            str(geometric([run["controls"][above] / run["controls"][below] for run in runs]))
             for runs in results["runs"].values()
         ]
         yield f"| {above}, over {below} | {' | '.join(cells)} | {expected} |"

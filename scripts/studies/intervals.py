@@ -32,7 +32,7 @@ class Interval:
         return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
-def mean(values: Sequence[float]) -> Interval:
+def mean(values: Sequence[float], level: float = LEVEL) -> Interval:
     """The mean of independent values, t-interval.
 
     By hand: of 1, 2, 3 the standard error is 1 / sqrt(3), and t(2) at 97.5 % is 4.303.
@@ -42,8 +42,8 @@ def mean(values: Sequence[float]) -> Interval:
     """
     x = np.asarray(values, dtype=float)
     error = float(x.std(ddof=1)) / math.sqrt(len(x))
-    reach = float(stats.t.ppf(0.5 + LEVEL / 2, len(x) - 1)) * error
-    return _within(float(x.mean()), reach)
+    reach = float(stats.t.ppf(0.5 + level / 2, len(x) - 1)) * error
+    return within(float(x.mean()), reach)
 
 
 def geometric(values: Sequence[float]) -> Interval:
@@ -68,10 +68,11 @@ def pooled(groups: Mapping[str, Sequence[float]]) -> dict[str, Interval]:
     freedom = sum(len(x) - 1 for x in logs.values())
     spread = math.sqrt(sum(float(((x - x.mean()) ** 2).sum()) for x in logs.values()) / freedom)
     reach = float(stats.t.ppf(0.5 + LEVEL / 2, freedom)) * spread
-    return {name: _exponential(_within(float(x.mean()), reach / math.sqrt(len(x)))) for name, x in logs.items()}
+    return {name: _exponential(within(float(x.mean()), reach / math.sqrt(len(x)))) for name, x in logs.items()}
 
 
-def _within(value: float, reach: float) -> Interval:
+def within(value: float, reach: float) -> Interval:
+    """The interval that reaches as far to both sides."""
     return Interval(value, value - reach, value + reach)
 
 

@@ -3,12 +3,13 @@
     python -m studies.matrix collect --work FOLDER     runs of `studies.runs matrix` -> RESULTS
     python -m studies.matrix report                    RESULTS -> the tables of the page, and its picture
 
-Every preset reads the same batches. Losses are compared on the same 16 held-out passages: the difference from
-`baseline` is taken passage by passage and seed by seed. It has two 95 % intervals, both Student's t: over seeds (would
-another training come out so?), with the residuals of loss = preset + seed over the whole matrix, since a few seeds of
-one preset alone tell too little; and over passages, of the mean over seeds (would another text?). A difference is one
-where both leave out 0. Balance is read off the training log: the geometric mean over the last ten logged steps, with
-a t-interval over seeds whose spread is that of all presets.
+Every preset reads the same batches. Losses are compared on the same 16 held-out passages: the difference from the
+preset that it varies (`COMPARED`) is taken passage by passage and seed by seed. It has two intervals, both Student's t:
+over seeds (would another training come out so?), with the residuals of loss = preset + seed over the whole matrix,
+since a few seeds of one preset alone tell too little; and over passages, of the mean over seeds (would another text?).
+Each kind holds for all comparisons together at 95 % (Bonferroni). A difference is one where both leave out 0. Balance
+is read off the training log: the geometric mean over the last ten logged steps, with a t-interval over seeds whose
+spread is that of all presets.
 
 Controls: `baseline` of two seeds against each other is what a difference of nothing looks like; and the loss after a
 quarter of the steps is what a clear difference looks like.
@@ -35,13 +36,14 @@ from statecheck_reference.training_log import read_log, significant
 from torch.nn import functional
 
 from studies.command import collect_or_report
-from studies.intervals import LEVEL, Interval, mean, pooled
+from studies.intervals import LEVEL, Interval, mean, pooled, within
 from studies.runs import MATRIX_SEEDS, folders
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "findings" / "validation_matrix.json"
 PAGE = RESULTS.with_suffix(".md")
 PICTURE = ROOT / "docs" / "images" / "validation_matrix.png"
+COMPARED = {"pure-rwkv": "no-attention", "pure-mamba": "no-attention"}  # the others with `baseline`
 Results = Mapping[str, Any]
 
 
@@ -113,8 +115,9 @@ def losses(folder: Path) -> tuple[list[float], int]:
 
 @dataclass(frozen=True)
 class Difference:
-    """Loss of one preset less that of another, in nats a token."""
+    """Loss of one preset less that of `other`, in nats a token."""
 
+    other: str
     over_seeds: Interval
     over_passages: Interval
     by_seed: tuple[float, ...]
@@ -129,13 +132,18 @@ class Difference:
         return all(found.low * found.high > 0 for found in self.intervals)
 
 
-def difference(results: Results, name: str, other: str = "baseline") -> Difference:
-    """What preset `name` has more than `other`, of the same seeds on the same passages."""
+def difference(results: Results, name: str) -> Difference:
+    """What preset `name` has more than the one that it varies, of the same seeds on the same passages."""
+    other = COMPARED.get(name, "baseline")
     pairs = zip(results[name], results[other], strict=True)
     by_seed = np.array([np.subtract(one["passages"], two["passages"]) for one, two in pairs])  # (seeds, passages)
-    return Difference(
-        _over_seeds(results, name, other), mean(by_seed.mean(0).tolist()), tuple(by_seed.mean(1).tolist())
-    )
+    over_passages = mean(by_seed.mean(0).tolist(), _level(results))
+    return Difference(other, _over_seeds(results, name, other), over_passages, tuple(by_seed.mean(1).tolist()))
+
+
+def _level(results: Results) -> float:
+    """Of one comparison, where all but `baseline` are compared with one other."""
+    return 1 - (1 - LEVEL) / (len(results) - 1)
 
 
 def _over_seeds(results: Results, name: str, other: str) -> Interval:
@@ -146,31 +154,32 @@ def _over_seeds(results: Results, name: str, other: str) -> Interval:
     freedom = (loss.shape[0] - 1) * (loss.shape[1] - 1)
     error = math.sqrt(float((residuals**2).sum()) / freedom * 2 / loss.shape[1])
     value = float((loss[names.index(name)] - loss[names.index(other)]).mean())
-    reach = float(stats.t.ppf(0.5 + LEVEL / 2, freedom)) * error
-    return Interval(value, value - reach, value + reach)
+    return within(value, float(stats.t.ppf(0.5 + _level(results) / 2, freedom)) * error)
 
 
 def tables(results: Results) -> Iterator[str]:
     """The lines of the table, in markdown."""
-    columns = ["preset", "parameters", "validation loss", "less baseline's: over seeds", "over passages", "by seed"]
+    columns = ["preset", "parameters", "validation loss", "less that of", "over seeds", "over passages", "by seed"]
     columns += ["RWKV/Mamba gradient", "relative update", "gate"]
     yield f"| {' | '.join(columns)} |"
     yield "|" + "---|" * len(columns)
     balances = [_balances(results, key) for key in ("gradient_ratio", "update_ratio")]
     for name, runs in results.items():
-        loss = np.mean([np.mean(run["passages"]) for run in runs])
-        found = difference(results, name)
-        seeds = ", ".join(f"{value:+.3f}" for value in found.by_seed)
+        size = f"{runs[0]['parameters'] / 1e6:.2f}M"
+        loss = f"{np.mean([np.mean(run['passages']) for run in runs]):.3f}"
+        against = ["-"] * 4 if name == "baseline" else _against(difference(results, name))
         balance = [str(found.get(name, "-")) for found in balances]
         gate = f"{np.mean([run['gate'] for run in runs]):.2f}" if runs[0]["gate"] else "-"
-        mark = "**" if found.clear else ""
-        against = [f"{mark}{one.value:+.3f} [{one.low:+.3f}, {one.high:+.3f}]{mark}" for one in found.intervals]
-        if name == "baseline":
-            against, seeds = ["-", "-"], "-"
-        size = f"{runs[0]['parameters'] / 1e6:.2f}M"
-        yield f"| {name} | {size} | {loss:.3f} | {' | '.join(against)} | {seeds} | {' | '.join(balance)} | {gate} |"
+        yield f"| {' | '.join([name, size, loss, *against, *balance, gate])} |"
     yield ""
     yield _controls(results["baseline"])
+
+
+def _against(found: Difference) -> list[str]:
+    """The cells of a comparison: with what, the two intervals, bold where both are clear of 0, and each seed."""
+    mark = "**" if found.clear else ""
+    intervals = [f"{mark}{one.value:+.3f} [{one.low:+.3f}, {one.high:+.3f}]{mark}" for one in found.intervals]
+    return [found.other, *intervals, ", ".join(f"{value:+.3f}" for value in found.by_seed)]
 
 
 def _controls(baseline: Sequence[Mapping[str, Any]]) -> str:
@@ -188,7 +197,7 @@ def _balances(results: Results, key: str) -> dict[str, Interval]:
 
 
 def picture(results: Results, path: Path) -> None:
-    """The difference from baseline with its interval, and each seed."""
+    """The difference of each preset from the one that it varies, with its intervals, and each seed."""
     names = [name for name in results if name != "baseline"]
     figure = Figure(figsize=(7.5, 4), layout="constrained")
     axes = figure.subplots()
@@ -198,9 +207,9 @@ def picture(results: Results, path: Path) -> None:
         axes.plot([found.over_passages.low, found.over_passages.high], [row, row], color="tab:blue", linewidth=4)
         axes.plot(found.by_seed, [row] * len(found.by_seed), "o", color="tab:orange", markersize=4)
     axes.axvline(0, color="0.4", linewidth=1)
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), [f"{name} - {difference(results, name).other}" for name in names])
     axes.invert_yaxis()
-    axes.set(xlabel="validation loss less baseline's, nats a token (95 % over seeds, thick over passages; dots: seeds)")
+    axes.set(xlabel="difference of validation loss, nats a token (95 % over seeds, thick over passages; dots: seeds)")
     axes.grid(alpha=0.25)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, metadata={"Software": None})

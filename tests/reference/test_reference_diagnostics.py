@@ -65,7 +65,7 @@ def test_the_rows_of_a_hybrid_tell_of_its_components(
         assert set(row["state_rms"]) == states
         assert set(row["health"]) == {"rwkv.0", "rwkv.1", "mamba.0", "mamba.1"}
         assert all(0 <= score <= 1 for score in row["health"].values())
-        assert set(row["evolution"]) == set(row["health"])
+        assert set(row["evolution"]) == set(row["pinned"]) == set(row["health"])
         assert all(-1 <= cosine <= 1 for cosine in row["evolution"].values())
         assert set(row["state_entropy"]) == states
     read = read_log_of_statecheck(tmp_path / LOG, list(settings.components))
@@ -140,17 +140,28 @@ def test_health_sees_a_state_that_no_input_reaches(settings: TrainingSettings, m
     assert broken.health["rwkv.0"] < 0.01
 
 
-def test_evolution_is_the_cosine_that_the_row_of_a_suite_judges(
-    settings: TrainingSettings, model: LanguageModel
+@pytest.mark.parametrize("stuck", [False, True])
+def test_evolution_and_pinned_are_the_numbers_that_the_row_of_a_suite_judges(
+    settings: TrainingSettings, model: LanguageModel, stuck: bool
 ) -> None:
-    found = diagnostics.read_states(model, settings, windows(16)).evolution
+    if stuck:  # the same is written at every token, and all else forgotten: x, B and dt are constants
+        mixer = model.blocks[0].mamba  # type: ignore[index, union-attr]
+        with torch.no_grad():
+            mixer.conv1d.weight.zero_()
+            mixer.conv1d.bias.fill_(1.0)
+            mixer.in_proj.weight[-mixer.dt_bias.numel() :] = 0.0
+            mixer.A_log.fill_(8.0)
+    reading = diagnostics.read_states(model, settings, windows(16))
     wrapped = wrap(
         model, vocabulary=300, training_length=8, **settings.architecture.declared(settings.shape).for_wrap()
     )
     inputs = torch.cat([inputs for inputs, _ in windows(16)], dim=1)
     row = check_model(wrapped, only=["G3.5"], inputs=inputs)["G3.5"]
-    worst = next(one for one in row.measurements if one.name == "G3.5.cosine")
-    assert max(found.values()) == pytest.approx(worst.value, abs=1e-6)
+    worst = {one.name: one.value for one in row.measurements}
+    assert max(reading.pinned.values()) == pytest.approx(worst["G3.5.pinned"], abs=1e-6)
+    assert (max(reading.pinned.values()) > 0.5) == stuck
+    if not stuck:
+        assert max(reading.evolution.values()) == pytest.approx(worst["G3.5.cosine"], abs=1e-6)
 
 
 def test_a_sample_is_drawn_from_the_model_and_leaves_it_as_it_was(model: LanguageModel) -> None:
