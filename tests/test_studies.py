@@ -162,7 +162,7 @@ def test_the_pictures_are_drawn(tmp_path: Path) -> None:
 
 def test_a_baseline_has_the_spread_of_its_seeds_about_its_own_value() -> None:
     """Seeds at 1/2, 1 and 2: a standard deviation of log 2, so the ends are 4 * 2^(+-6.085)."""
-    own = {"name": "D3.ratio", "asked": ["< 2.5"], "status": "PASS", "value": 4.0, "low": 3.0, "high": 5.0}
+    own = {"name": "D3.ratio", "asked": ["< 2.5"], "status": "PASS", "value": 4.0, "low": 3.0, "high": 5.0, "unit": "x"}
     seeds = {f"seed-{n}": [{**own, "value": value}] for n, value in enumerate((0.5, 1.0, 2.0))}
     low, high = baseline.around(4.0, [0.5, 1.0, 2.0])
     assert (low, high) == (pytest.approx(4 * 2**-6.085, rel=1e-3), pytest.approx(4 * 2**6.085, rel=1e-3))
@@ -170,3 +170,13 @@ def test_a_baseline_has_the_spread_of_its_seeds_about_its_own_value() -> None:
     assert line == [f"| D3.ratio | < 2.5 | {low:.3g} | 4 [3, 5] PASS | {high:.3g} | 0.5, 1, 2 |"]
     without = {**seeds, "seed-3": []}
     assert "| - | 4 [3, 5] PASS | - |" in list(baseline.table([own], without))[2]
+
+
+def test_a_range_ends_where_its_number_does_and_knows_two_components_apart() -> None:
+    own = {"name": "S4.contribution", "asked": [], "status": "PASS", "value": 0.5, "low": 0.4, "high": 0.6}
+    rwkv, mamba = {**own, "unit": "of all", "where": "rwkv"}, {**own, "unit": "nats", "where": "mamba"}
+    seeds = {f"seed-{n}": [{**rwkv, "value": value}, {**mamba, "value": 0.1}] for n, value in enumerate((0.5, 0.01))}
+    first, second = list(baseline.table([rwkv, mamba], seeds))[2:]
+    assert first.startswith("| S4.contribution, rwkv |")
+    assert first.endswith("| 0.5 [0.4, 0.6] PASS | 1 | 0.5, 0.01 |")
+    assert second == "| S4.contribution, mamba |  | 0.5 | 0.5 [0.4, 0.6] PASS | 0.5 | 0.1, 0.1 |"

@@ -30,6 +30,8 @@ RESULTS = ROOT / "metrics" / "baseline_8m_seeds.json"
 PAGE = ROOT / "docs" / "baseline_metrics.md"
 SHIPPED = ROOT / "reference_models" / "statecheck_reference"
 Metric = Mapping[str, Any]
+#: Numbers that can't lie anywhere: the ends of a range are cut there. The others with a unit "of ..." are shares.
+BOUNDS = {"G3.5.cosine": (-1.0, 1.0), "health.score": (0.0, 1.0)}
 
 
 def main() -> int:
@@ -73,17 +75,28 @@ def table(shipped: Sequence[Metric], seeds: Mapping[str, Sequence[Metric]]) -> I
     columns = ["number", "asked", "low", "ok: the shipped weights", "high", "seeds, 500 steps"]
     yield f"| {' | '.join(columns)} |"
     yield "|" + "---|" * len(columns)
-    short = [{metric["name"]: metric["value"] for metric in own if "value" in metric} for own in seeds.values()]
-    for metric in shipped:
-        if "value" not in metric:
-            continue
-        values = [own[metric["name"]] for own in short if metric["name"] in own]
+    short = [named(own) for own in seeds.values()]
+    for name, metric in named(shipped).items():
+        values = [own[name]["value"] for own in short if name in own]
         complete = len(values) == len(short)
-        low, high = around(metric["value"], values) if complete else (math.nan, math.nan)
+        ends = [f"{end:.3g}" for end in within(metric, around(metric["value"], values))] if complete else ["-", "-"]
         shown = ", ".join(f"{value:.3g}" for value in values)
-        ends = [f"{end:.3g}" if math.isfinite(end) else "-" for end in (low, high)]
         own = f"{metric['value']:.3g} [{metric['low']:.3g}, {metric['high']:.3g}] {metric['status']}"
-        yield f"| {metric['name']} | {', '.join(metric['asked'])} | {ends[0]} | {own} | {ends[1]} | {shown} |"
+        yield f"| {name} | {', '.join(metric['asked'])} | {ends[0]} | {own} | {ends[1]} | {shown} |"
+
+
+def named(metrics: Sequence[Metric]) -> dict[str, Metric]:
+    """Those that have a value, by name; with the place where one name stands for several places, as S4 has."""
+    valued = [metric for metric in metrics if "value" in metric]
+    names = [metric["name"] for metric in valued]
+    return {one["name"] if names.count(one["name"]) == 1 else f"{one['name']}, {one['where']}": one for one in valued}
+
+
+def within(metric: Metric, ends: tuple[float, float]) -> tuple[float, float]:
+    """The ends of a range, cut where the number itself ends."""
+    share = metric["unit"].startswith("of ")
+    low, high = BOUNDS.get(metric["name"], (0.0, 1.0) if share else (-math.inf, math.inf))
+    return max(ends[0], low), min(ends[1], high)
 
 
 def around(value: float, seeds: Sequence[float]) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from statecheck_reference.train import LOG, train
 from statecheck_reference.training_log import read_log
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-from studies import founding, matrix, runs
+from studies import baseline, founding, matrix, runs
 
 KEPT = (12, 24)
 
@@ -110,7 +110,7 @@ def test_a_run_that_has_not_ended_or_is_another_one_is_not_collected(
     assert runs.folders("one", folder.parent) == {"short": folder}
 
 
-STUDIES = [founding]
+STUDIES = [baseline, founding]
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.__name__)
