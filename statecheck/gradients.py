@@ -25,6 +25,8 @@ from statecheck.wording import one_line
 
 ROWS = 8  # documents of one differentiated call: bounds the memory for its graph
 STEPS = (0.2, 0.05, 0.0125, 0.003125)  # of a central difference, in units of the states' spread over documents
+AGREED = 0.25  # of the slope: by how much what is left over may differ between two steps that agree
+CLEAR = 300.0  # times the rounding of the losses: a difference that large is one of the states
 UNCOUNTED = (StateKind.POSITION, StateKind.MASK, StateKind.FLAG)
 
 
@@ -206,7 +208,9 @@ def _agreed(tried: Sequence[tuple[Array, Array]], rounding: float) -> SlopeCheck
     """The check from (difference, prediction) at each of STEPS; `rounding` is what losses are known to.
 
     What is left over must not depend on the step. Of neighbouring steps the two that agree best are kept: at larger
-    ones curvature shows, at smaller ones rounding. By what they differ, the difference is not known.
+    ones curvature shows, at smaller ones rounding. By what they differ, the difference is not known. The lower bound is
+    what smaller steps say as well, where rounding lets them speak: beyond a bend of the loss a wide difference is near
+    0 at any step, as if the gradient were wrong.
     """
     if not any(rise.any() or predicted.any() for rise, predicted in tried):
         return None
@@ -217,6 +221,18 @@ def _agreed(tried: Sequence[tuple[Array, Array]], rounding: float) -> SlopeCheck
     if not any(2 * STEPS[i + 1] * sizes[i] > rounding for i in usable):
         return SlopeCheck(1.0, 0.0, math.inf, STEPS[-1], math.nan)
     best = min(usable, key=lambda i: unknown[i] / sizes[i])
-    error, spread = float(np.linalg.norm(left[best + 1])) / sizes[best], unknown[best] / sizes[best]
+    error, spread = _error(left, unknown, sizes, best)
     slope = float(np.sqrt(np.square(tried[best + 1][0]).mean()))
-    return SlopeCheck(error, max(0.0, error - spread), error + spread, STEPS[best + 1], slope)
+    speak = [i for i in usable if i == best or (i > best and 2 * STEPS[i + 1] * sizes[i] > CLEAR * rounding)]
+    low = min(_at_least(*_error(left, unknown, sizes, i)) for i in speak)
+    return SlopeCheck(error, low, error + spread, STEPS[best + 1], slope)
+
+
+def _error(left: Sequence[Array], unknown: Sequence[float], sizes: Sequence[float], i: int) -> tuple[float, float]:
+    """What is left over at a step, and by how much it differs from that at the step before, as shares of the slope."""
+    return float(np.linalg.norm(left[i + 1])) / sizes[i], unknown[i] / sizes[i]
+
+
+def _at_least(error: float, spread: float) -> float:
+    """A lower bound of the error; 0 where the two steps do not agree."""
+    return max(0.0, error - spread) if spread < AGREED else 0.0

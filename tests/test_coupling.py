@@ -237,6 +237,28 @@ class TestGradient:
         assert found.status is INCONCLUSIVE
         assert found.measurements[0].high > 0.05
 
+    @pytest.mark.parametrize("bends", [3.0, 300.0, 3000.0])
+    def test_a_right_gradient_does_not_fail_where_the_loss_bends_within_the_steps(self, bends: float) -> None:
+        """Beyond a bend a wide difference is near 0, as if the gradient were wrong; only smaller steps know better."""
+
+        class Bent(AdditiveBranches):
+            def forward(self, x: Tensor) -> Tensor:
+                return self.branch("fast")(x) + torch.sin(bends * self.branch("slow")(x))
+
+        module = Bent(TWO)
+        found = parts(judged(additive(module), module.sample(16, 200)))["coupling.gradient"]
+        assert found.status is (PASS if bends < 10 else INCONCLUSIVE)
+
+    def test_a_detached_branch_fails_where_the_loss_bends_a_little(self) -> None:
+        class BentAndDetached(AdditiveBranches):
+            def forward(self, x: Tensor) -> Tensor:
+                bent = torch.sin(3 * self.branch("slow")(x))
+                return self.branch("fast")(x) + 0.5 * bent.detach() + 0.5 * bent
+
+        module = BentAndDetached(TWO)
+        found = parts(judged(additive(module), module.sample(16, 200)))["coupling.gradient"]
+        assert (found.status, found.measurements[0].value) == (FAIL, pytest.approx(0.5, abs=0.05))
+
     def test_a_gradient_that_is_wrong_by_a_factor(self) -> None:
         class Louder(torch.autograd.Function):
             @staticmethod

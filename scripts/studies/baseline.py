@@ -29,6 +29,7 @@ METRICS = ROOT / "metrics" / "baseline_8m_metrics.json"
 RESULTS = ROOT / "metrics" / "baseline_8m_seeds.json"
 PAGE = ROOT / "docs" / "baseline_metrics.md"
 SHIPPED = ROOT / "reference_models" / "statecheck_reference"
+KEPT = ("name", "where", "value")  # of a short seed's number: its verdict is nobody's
 Metric = Mapping[str, Any]
 #: Numbers that can't lie anywhere: the ends of a range are cut there. The others with a unit "of ..." are shares.
 BOUNDS = {"G3.5.cosine": (-1.0, 1.0), "health.score": (0.0, 1.0)}
@@ -62,7 +63,8 @@ def collect(work: Path) -> dict[str, list[Metric]]:
             )
             words = ["baseline", str(out), "--data", str(SHIPPED / "text"), "--out", str(metrics)]
             _run("statecheck", *words, "--run", str(folder / "run"))
-        found[name] = json.loads(metrics.read_text())["metrics"]
+        read = json.loads(metrics.read_text())["metrics"]
+        found[name] = [{key: one[key] for key in KEPT} for one in read if "value" in one]
     return found
 
 
