@@ -47,7 +47,7 @@ def tables(seeds: Mapping[str, Sequence[Metric]]) -> Iterator[str]:
 
 def collect(work: Path) -> dict[str, list[Metric]]:
     """By run, the judged numbers of the model that it ended with; what was checked already is not checked again."""
-    found = {}
+    found: dict[str, list[Metric]] = {}
     for name, folder in folders("seeds", work).items():
         out, metrics = folder / "shipped", folder / "metrics.json"
         if not metrics.is_file():
