@@ -203,13 +203,18 @@ def picture(results: Results, path: Path) -> None:
     axes = figure.subplots()
     for row, name in enumerate(names):
         found = difference(results, name)
-        axes.plot([found.over_seeds.low, found.over_seeds.high], [row, row], color="tab:blue", linewidth=1)
-        axes.plot([found.over_passages.low, found.over_passages.high], [row, row], color="tab:blue", linewidth=4)
-        axes.plot(found.by_seed, [row] * len(found.by_seed), "o", color="tab:orange", markersize=4)
+        kinds = {"over seeds": (-0.15, "tab:blue", found.over_seeds)}
+        kinds["over passages"] = (0.15, "tab:green", found.over_passages)
+        for label, (shift, colour, one) in kinds.items():
+            axes.plot(
+                [one.low, one.high], [row + shift] * 2, color=colour, linewidth=2, label=label if row == 0 else None
+            )
+        axes.plot(found.by_seed, [row - 0.15] * len(found.by_seed), "o", color="tab:orange", markersize=4)
     axes.axvline(0, color="0.4", linewidth=1)
     axes.set_yticks(range(len(names)), [f"{name} - {difference(results, name).other}" for name in names])
     axes.invert_yaxis()
-    axes.set(xlabel="difference of validation loss, nats a token (95 % over seeds, thick over passages; dots: seeds)")
+    axes.set(xlabel="difference of validation loss, nats a token (95 % for all together; dots: seeds)")
+    axes.legend(frameon=False)
     axes.grid(alpha=0.25)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120, metadata={"Software": None})

@@ -110,7 +110,7 @@ def test_a_run_that_has_not_ended_or_is_another_one_is_not_collected(
     assert runs.folders("one", folder.parent) == {"short": folder}
 
 
-STUDIES = [baseline, founding]
+STUDIES = [baseline, founding, matrix]
 
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.__name__)
