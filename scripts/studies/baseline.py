@@ -31,7 +31,7 @@ PAGE = ROOT / "docs" / "baseline_metrics.md"
 SHIPPED = ROOT / "reference_models" / "statecheck_reference"
 KEPT = ("name", "where", "value")  # of a short seed's number: its verdict is nobody's
 Metric = Mapping[str, Any]
-#: Numbers that can't lie anywhere: the ends of a range are cut there. The others with a unit "of ..." are shares.
+#: Where a number can't lie beyond, a range is cut. Others with a unit "of ..." are shares, from 0 to 1.
 BOUNDS = {"G3.5.cosine": (-1.0, 1.0), "health.score": (0.0, 1.0)}
 
 
@@ -81,7 +81,7 @@ def table(shipped: Sequence[Metric], seeds: Mapping[str, Sequence[Metric]]) -> I
     for name, metric in named(shipped).items():
         values = [own[name]["value"] for own in short if name in own]
         complete = len(values) == len(short)
-        ends = [f"{end:.3g}" for end in within(metric, around(metric["value"], values))] if complete else ["-", "-"]
+        ends = [f"{end:.3g}" for end in cut(metric, around(metric["value"], values))] if complete else ["-", "-"]
         shown = ", ".join(f"{value:.3g}" for value in values)
         own = f"{metric['value']:.3g} [{metric['low']:.3g}, {metric['high']:.3g}] {metric['status']}"
         yield f"| {name} | {', '.join(metric['asked'])} | {ends[0]} | {own} | {ends[1]} | {shown} |"
@@ -94,7 +94,7 @@ def named(metrics: Sequence[Metric]) -> dict[str, Metric]:
     return {one["name"] if names.count(one["name"]) == 1 else f"{one['name']}, {one['where']}": one for one in valued}
 
 
-def within(metric: Metric, ends: tuple[float, float]) -> tuple[float, float]:
+def cut(metric: Metric, ends: tuple[float, float]) -> tuple[float, float]:
     """The ends of a range, cut where the number itself ends."""
     share = metric["unit"].startswith("of ")
     low, high = BOUNDS.get(metric["name"], (0.0, 1.0) if share else (-math.inf, math.inf))

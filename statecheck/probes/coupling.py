@@ -51,7 +51,9 @@ def couples(evidence: Evidence) -> Outcome:
     `coupling.gradient`: |<dL/dh, v> - central difference of L along v| over the larger of the two, norms over 8
     documents; v random combinations of the documents' deviations from their mean; the worst component. A branch that
     is detached somewhere gives up to 1, an exact gradient 0. The interval holds what the difference is not known to:
-    by how much it changes between the two steps that agree best (rounding at small ones, curvature at large ones).
+    by how much it changes between the two steps that agree best (rounding at small ones, curvature at large ones). Its
+    lower end is 0 unless these and all smaller steps that rounding leaves clear agree: a loss that bends within a step
+    says nothing of the gradient.
 
     Shown: each kappa, by layer and head as well, and the ratio of gradient norms, which depends on coordinates. Needs
     text, SET_STATES and gradients. NOT_APPLICABLE with one component. Source: phase 3.9; science, corrections.
