@@ -41,6 +41,7 @@ class ItemEntry:
 
 
 _PROBES = "statecheck.probes."
+_LAWS = "statecheck.laws."
 
 ITEMS: Mapping[str, ItemEntry] = {
     entry.id: entry
@@ -114,6 +115,104 @@ ITEMS: Mapping[str, ItemEntry] = {
             ("training log",),
             "reads a file",
         ),
+        ItemEntry(
+            "STEP",
+            _LAWS + "step:steps",
+            "Prefill, then one element at a time, equals one whole call",
+            cost="one whole call a claim, and its steps",
+        ),
+        ItemEntry(
+            "CHUNK",
+            _LAWS + "chunk:chunks",
+            "Several elements on a warm state equal one call over all",
+            cost="two histories a claim",
+        ),
+        ItemEntry(
+            "PREFIX", _LAWS + "prefix:prefixes", "What is read later changes nothing earlier", cost="two calls a claim"
+        ),
+        ItemEntry(
+            "BATCH",
+            _LAWS + "batch:batches",
+            "A row in a batch equals the row alone",
+            cost="each history, and each of its rows alone",
+        ),
+        ItemEntry(
+            "PADL",
+            _LAWS + "padl:left_padding",
+            "Padding before a row changes nothing",
+            cost="each history, and each of its rows alone",
+        ),
+        ItemEntry(
+            "PADR",
+            _LAWS + "padr:right_padding",
+            "Padding behind a row changes nothing after it",
+            cost="each history, and each of its rows alone",
+        ),
+        ItemEntry(
+            "RESET",
+            _LAWS + "reset:resets",
+            "A model that forgot equals one that never read",
+            cost="two histories a claim, one on a copy",
+        ),
+        ItemEntry(
+            "FORK",
+            _LAWS + "fork:forks",
+            "A copied, saved or restored state goes on as the state itself",
+            cost="two histories a claim",
+        ),
+        ItemEntry(
+            "ALIAS",
+            _LAWS + "alias:aliases",
+            "A call changes no state, input or output that the caller holds",
+            cost="two short histories a claim",
+        ),
+        ItemEntry(
+            "REORDER",
+            _LAWS + "reorder:reorders",
+            "Reordered rows of a state are those of reordered inputs",
+            cost="two histories a claim; beam search",
+        ),
+        ItemEntry("CROP", _LAWS + "crop:crops", "What is rolled back was never read", cost="two histories a claim"),
+        ItemEntry(
+            "PACK",
+            _LAWS + "pack:packs",
+            "Packed sequences equal separate ones, gradients too",
+            cost="each packed row, and its sequences alone",
+        ),
+        ItemEntry(
+            "GRAD",
+            _LAWS + "grad:gradients",
+            "Gradients are there, finite and right, through the state too",
+            cost="gradients in float32 and float64",
+        ),
+        ItemEntry(
+            "PARITY",
+            _LAWS + "parity:parities",
+            "Ways to compute the same agree: cached, training, with gradients",
+            cost="two calls a claim",
+        ),
+        ItemEntry(
+            "NUM",
+            _LAWS + "num:numerics",
+            "Long inputs, extreme gates and low precision stay within bounds",
+            cost="calls of 1 to 2,000 elements",
+        ),
+        ItemEntry(
+            "LOAD",
+            _LAWS + "load:loads",
+            "Saving and loading changes no parameter and no output",
+            cost="two copies of the model",
+        ),
+        ItemEntry(
+            "DETERM", _LAWS + "determ:deterministic", "The same history twice gives the same", cost="each history twice"
+        ),
+        ItemEntry(
+            "HONEST",
+            _LAWS + "honest:honest",
+            "The state is the whole memory: sufficient, complete, necessary",
+            cost="three histories a claim",
+        ),
+        ItemEntry("SIZE", _LAWS + "size:sizes", "The state is as large, and grows, as declared", cost="two histories"),
     )
 }
 

@@ -60,6 +60,8 @@ class Capability(Enum):
     GRADIENT_STEP = "gradient_step"  # gradients reach the states given, in a call of one token
     GRADIENT_SEQUENCE = "gradient_sequence"  # the same, in a call of several tokens
     MODULES = "modules"  # every component names modules whose outputs can be ablated
+    MASK = "mask"  # a call takes mask=, True where an element is real
+    SEGMENTS = "segments"  # a call takes segments=, a number for each packed sequence
     STATISTICS = "statistics"  # forward_with_statistics tells what the states are while the model reads: `Observing`
 
 
@@ -126,6 +128,8 @@ class ModelFacts:
     device: str = "cpu"
     tokenizer: Path | None = None
     signals: Mapping[str, SignalKind] = field(default_factory=dict)  # what `get_signals` returns, where there is one
+    boundaries: tuple[int, ...] = ()  # lengths at which the model takes another path, if known: chunks, windows
+    calling: str = ""  # the contract of a call, for models that a library's own arguments are made for
 
     def require(self, capability: Capability) -> None:
         """Raise :class:`CapabilityMissing` with the reason if the model lacks `capability`."""
@@ -165,6 +169,34 @@ class StatefulModel(Protocol):
 
     def set_states(self, states: States | None) -> None:
         """Continue from `states`; None: forget everything."""
+
+
+@dataclass(frozen=True)
+class Native:
+    """What the library itself offers beside calls, as a model's attribute `native`; None where it offers nothing.
+
+    Laws about an operation of the library's own run on it, apart from the same laws on get_states and set_states: an
+    adapter must not repair what it tests. `reorder` goes on with these rows, `crop` rolls back to so many elements,
+    `reset` forgets in place; `held` gives the library's own object that carries the state and `hold` goes on from one;
+    `uncached` is a call over everything without any history (inputs, mask or None); `beams` (inputs, beams, steps,
+    cached) generates by beam search, (ids, log-probability of what was generated) of the best; `reloaded` saves the
+    model into a folder and loads it from there.
+    """
+
+    reorder: Callable[[Tensor], None] | None = None
+    crop: Callable[[int], None] | None = None
+    reset: Callable[[], None] | None = None
+    held: Callable[[], object] | None = None
+    hold: Callable[[object], None] | None = None
+    uncached: Callable[[Tensor, Tensor | None], Tensor] | None = None
+    beams: Callable[[Tensor, int, int, bool], tuple[Tensor, Tensor]] | None = None
+    reloaded: Callable[[Path], StatefulModel] | None = None
+
+
+def native_of(model: StatefulModel) -> Native:
+    """What the library of `model` offers itself; nothing, where the model has no attribute `native`."""
+    native = getattr(model, "native", None)
+    return native if isinstance(native, Native) else Native()
 
 
 class Observing(Protocol):

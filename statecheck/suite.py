@@ -71,7 +71,7 @@ def bundled() -> list[str]:
     """Names of the suites that come with statecheck.
 
     >>> bundled()
-    ['phase39', 'smoke']
+    ['conformance', 'phase39', 'smoke']
     """
     return sorted(
         path.name.removesuffix(".toml") for path in files("statecheck.suites").iterdir() if path.name.endswith(".toml")

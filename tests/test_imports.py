@@ -19,9 +19,9 @@ HEAVY = ("torch", "numpy", "pandas", "matplotlib", "scipy")
 #: A module imports only from its own row and from rows above it.
 ROWS = (
     "errors protocol wording atomic escaping",
-    "verdict states statistics dynamics tasks",
+    "verdict states deviation statistics dynamics tasks",
     "plots",
-    "tracing recording observing proving gathering experiments transplants gradients signals checkpoint",
+    "histories noise holding tracing recording observing proving gathering experiments transplants gradients signals checkpoint",
     "adapters",
     "laws probes",
     "benchmarks monitor",

@@ -6,6 +6,7 @@ All trials run on copies that share the module's parameters and nothing else, so
 from __future__ import annotations
 
 import copy
+import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
@@ -234,6 +235,11 @@ def discover(make: Callable[[], Trial], module: nn.Module, declared: Declared, *
         capabilities |= {Capability.REBUILD}
     if all(component.modules for component in components.values()):
         capabilities |= {Capability.MODULES}
+    for capability, name in ((Capability.MASK, "mask"), (Capability.SEGMENTS, "segments")):
+        if name in inspect.signature(module.forward).parameters:
+            capabilities |= {capability}
+        else:
+            missing[capability] = f"its calls take no {name}"
     facts = ModelFacts(
         title=declared.title or type(module).__name__,
         inputs="tokens" if declared.vocabulary else "vectors",

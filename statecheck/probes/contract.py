@@ -61,6 +61,15 @@ def probe(id: str, title: str, *, needs: Sequence[str] = ("states",), cost: str 
     return mark
 
 
+@dataclass(frozen=True)
+class Effort:
+    """What a search may take on each route of a law; `case` is the one claim to look at, "" to draw them."""
+
+    examples: int = 40
+    seconds: float = 10.0
+    case: str = ""
+
+
 @dataclass
 class Evidence:
     """A model and what it is run on. `rows` are documents: (time,) ids or (time, features) vectors each.
@@ -76,6 +85,7 @@ class Evidence:
     seed: int = 0
     training_log: Path | None = None
     notes: tuple[str, ...] = ()
+    effort: Effort = Effort()
     _records: dict[Schedule, Record] = field(default_factory=dict, repr=False)
     _kept: dict[str, Any] = field(default_factory=dict, repr=False)
 

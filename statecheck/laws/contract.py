@@ -1,0 +1,237 @@
+"""The contract of a law: a statement that must hold for every history, and the search for one that breaks it.
+
+    @probe("STEP", "Prefill, then one element at a time, equals one whole call")
+    def steps(evidence: Evidence) -> Outcome: ...
+
+A law draws claims (:mod:`statecheck.histories.operations`): that one history gives the outputs of another. Its *oracle*
+is a history that can't share the fault: mostly one whole call of the model without a cache. Hypothesis draws claims at
+the edges where faults of a state sit, and shrinks one that is broken to the simplest.
+
+Each law is held on two *routes* (:mod:`statecheck.histories.playing`), reported apart: `STEP.native` and
+`STEP.functional`. Laws measure in *floors*, the noise floor of this model (:mod:`statecheck.noise`); a suite says how
+many are too many. What a law could have missed is measured as well: `seen` is what it reads when the state is dropped
+before the last call, in floors. Where even that is small the law has shown nothing, and says so.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from random import Random
+from typing import Generic, TypeVar
+
+from hypothesis import HealthCheck, Phase, find, settings
+from hypothesis.errors import NoSuchExample
+from hypothesis.strategies import SearchStrategy
+
+from statecheck.deviation import Deviation, deviation
+from statecheck.errors import CapabilityMissing, ContractError, ModelRaised, StatecheckError
+from statecheck.histories.drawing import LONGEST, MOST_ROWS, far_edges, values
+from statecheck.histories.operations import Claim
+from statecheck.histories.playing import ROUTES, lacking, sides
+from statecheck.noise import Floor, noise_floor
+from statecheck.probes.contract import Evidence, probe
+from statecheck.protocol import Capability, ModelFacts
+from statecheck.verdict import Absence, Measurement, Outcome, Status
+
+__all__ = ["Evidence", "Outcome", "probe"]
+
+#: Floors from which a deviation is worth shrinking; the suite `conformance` fails from there.
+WORTH = 30.0
+CONTROLS = 5  # claims of each search on which the state is dropped
+
+Case = TypeVar("Case", bound=Hashable)
+
+
+@dataclass
+class Search(Generic[Case]):
+    """What a search brought: each case's deviation, and the simplest that is off by more than `WORTH` floors."""
+
+    floor: float
+    deviations: dict[Case, Deviation] = field(default_factory=dict)
+    unusable: dict[Case, str] = field(default_factory=dict)
+    simplest: Case | None = None
+    ended_early: bool = False
+
+    @property
+    def worst(self) -> float:
+        """The largest deviation, in floors."""
+        return max((found.error for found in self.deviations.values()), default=0.0) / self.floor
+
+
+def search(
+    cases: SearchStrategy[Case],
+    measure: Callable[[Case], Deviation],
+    *,
+    floor: float,
+    random: Random,
+    examples: int,
+    seconds: float,
+) -> Search[Case]:
+    """Draw up to `examples` cases within `seconds`; shrink the first that is off by more than `WORTH` floors.
+
+    `measure` raises :class:`CapabilityMissing` for a case that can't be judged. The same `random` brings the same
+    cases; when time runs out, no case is measured any more.
+    """
+    result: Search[Case] = Search(floor)
+    end = time.monotonic() + seconds
+
+    def broken(case: Case) -> bool:
+        if case in result.unusable:
+            return False
+        if case not in result.deviations:
+            if time.monotonic() > end:
+                result.ended_early = True
+                return False
+            try:
+                result.deviations[case] = measure(case)
+            except CapabilityMissing as missing:
+                result.unusable[case] = str(missing)
+                return False
+        return result.deviations[case].error > WORTH * floor
+
+    quiet = settings(
+        max_examples=examples,
+        database=None,
+        deadline=None,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+    )
+    with suppress(NoSuchExample):
+        result.simplest = find(cases, broken, settings=quiet, random=random)
+    return result
+
+
+def floor_of(evidence: Evidence) -> Floor:
+    """The noise floor of the model, measured once for all laws."""
+    length = max([LONGEST, *far_edges(evidence.facts)])
+    inputs = values(evidence.facts, MOST_ROWS, length, seed=evidence.seed)
+    return evidence.once("noise floor", lambda: noise_floor(evidence.model, inputs, seed=evidence.seed))
+
+
+def hold(
+    evidence: Evidence,
+    code: str,
+    claims: SearchStrategy[Claim],
+    *,
+    routes: Sequence[str] = ROUTES,
+    apart: bool = False,
+) -> Outcome:
+    """Search for a broken claim on each of `routes`: `code`.native and `code`.functional, in floors.
+
+    `apart`: what is expected is played on a copy of the model that never read. A route whose operation the library
+    does not offer is NOT_APPLICABLE; one that lacks a capability, or whose time ran out before its examples did, is
+    SKIP, unless a broken claim was found.
+    """
+
+    def measure(claim: Claim, route: str) -> Deviation:
+        absent = lacking(evidence.model, claim, route)
+        if absent:
+            raise CapabilityMissing(f"the library offers no {absent} of its own")
+        try:
+            return compared(evidence, claim, route, apart=apart)
+        except ModelRaised as error:
+            return Deviation(float("inf"), str(error))
+
+    def control(claim: Claim, route: str) -> float | None:
+        forgetful = replace(claim, found=claim.found.forgetful())
+        if forgetful != claim:
+            with suppress(StatecheckError):
+                return compared(evidence, forgetful, route, apart=apart).error
+        return None
+
+    reasons = {route: _lacks(evidence.facts, route, apart=apart) for route in routes}
+    if evidence.effort.case:
+        claims = _only(evidence.effort.case)
+    parts = [
+        Absence(f"{code}.{route}", Status.SKIP, reasons[route])
+        if reasons[route]
+        else run_search(
+            evidence, f"{code}.{route}", claims, partial(measure, route=route), partial(control, route=route)
+        )
+        for route in routes
+    ]
+    return outcome_of(evidence, parts)
+
+
+def compared(evidence: Evidence, claim: Claim, route: str, *, apart: bool = False) -> Deviation:
+    """How far what was found is from what was expected. What the protocol breaks in a call is an infinite deviation."""
+    try:
+        found, expected = sides(evidence.model, claim, route, apart=apart)
+    except ContractError as error:
+        return Deviation(float("inf"), str(error))
+    return deviation(found, expected)
+
+
+@dataclass(frozen=True)
+class Held:
+    """A part of a law that was judged, and what else it tells."""
+
+    measurement: Measurement
+    shown: tuple[Measurement, ...] = ()
+    broken: str = ""
+
+
+def run_search(
+    evidence: Evidence,
+    name: str,
+    cases: SearchStrategy[Case],
+    measure: Callable[[Case], Deviation],
+    control: Callable[[Case], float | None] = lambda case: None,
+) -> Held | Absence:
+    """One part of a law by search, and what it would have seen of a state that is dropped (`control`, relative)."""
+    effort, floor = evidence.effort, floor_of(evidence)
+    random = Random(int(evidence.generator(name).integers(2**32)))
+    found = search(cases, measure, floor=floor.value, random=random, examples=effort.examples, seconds=effort.seconds)
+    examples = len(found.deviations)
+    if found.simplest is not None:
+        note = f"simplest: {found.simplest} gives {found.deviations[found.simplest]}"
+        return Held(Measurement.exact(name, found.worst, unit="floors", n=examples, note=note), (), str(found.simplest))
+    if found.ended_early:
+        return Absence(name, Status.SKIP, f"not run to its end: time was up after {examples} examples")
+    if not examples:
+        reason = next(iter(found.unusable.values()), "no example was drawn")
+        absent = Status.NOT_APPLICABLE if "offers no" in reason else Status.SKIP
+        return Absence(name, absent, reason)
+    judged = Measurement.exact(name, found.worst, unit="floors", n=examples)
+    controls = [error for case in list(found.deviations)[-CONTROLS:] if (error := control(case)) is not None]
+    if not controls:
+        return Held(judged)
+    seen = max(controls) / floor.value
+    if seen < WORTH:
+        reason = f"dropping the state moves the outputs by {seen:.2g} floors alone: this law sees nothing here"
+        return Absence(name, Status.INCONCLUSIVE, reason)
+    told = f"of a state that is dropped; the law sees what is {WORTH / seen:.1g} of that"
+    return Held(judged, (Measurement.exact(f"{name}.seen", seen, unit="floors", note=told),))
+
+
+def outcome_of(evidence: Evidence, parts: Sequence[Held | Absence]) -> Outcome:
+    """The outcome of a law from its parts, with the noise floor that they are measured in."""
+    held = [part for part in parts if isinstance(part, Held)]
+    floor = floor_of(evidence)
+    shown = [Measurement.exact("noise floor", floor.value, unit="relative", note=str(floor))] if held else []
+    return Outcome(
+        tuple(part.measurement for part in held),
+        tuple(part for part in parts if isinstance(part, Absence)),
+        (*shown, *(one for part in held for one in part.shown)),
+    )
+
+
+def _lacks(facts: ModelFacts, route: str, *, apart: bool) -> str:
+    """Why a route can't be gone; "" if it can."""
+    needed = [Capability.SET_STATES] if route == "functional" else []
+    try:
+        for capability in [*needed, *([Capability.REBUILD] if apart else [])]:
+            facts.require(capability)
+    except CapabilityMissing as missing:
+        return str(missing)
+    return ""
+
+
+def _only(case: str) -> SearchStrategy[Claim]:
+    from hypothesis import strategies as st
+
+    return st.just(Claim.parse(case))

@@ -1,0 +1,49 @@
+"""FORK: a copy of a state, in memory or through a file, goes on as the state itself."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from statecheck.histories.drawing import lengths, rows, seeds
+from statecheck.histories.operations import Claim, Feed, History, Slot
+from statecheck.laws.contract import Evidence, Outcome, hold, probe
+
+
+@probe("FORK", "A copied, saved or restored state goes on as the state itself", cost="two histories a claim")
+def forks(evidence: Evidence) -> Outcome:
+    """Does a history go on the same from a copy of its state, and from the state after its copy was used?
+
+    Natively a copy is copy.deepcopy of the library's own object, a file torch.save and torch.load of it; functionally
+    it is a clone of the tensors and a safetensors file.
+
+    >>> import statecheck as sc, torch
+    >>> from statecheck.probes.contract import gather
+    >>> found = forks(gather(sc.wrap(torch.nn.GRU(4, 8, batch_first=True)), None))
+    >>> [(m.name, m.value < 10) for m in found.measurements]
+    [('FORK.functional', True)]
+    """
+    ways = st.sampled_from(("copy", "file"))
+    drawn = st.builds(
+        _claim,
+        ways,
+        st.booleans(),
+        rows(),
+        lengths(evidence.facts),
+        lengths(evidence.facts),
+        st.integers(1, 3),
+        seeds(),
+    )
+    return hold(evidence, "FORK", drawn)
+
+
+def _claim(way: str, original: bool, rows: int, prefill: int, others: int, steps: int, seed: int) -> Claim:
+    """Copy, let one of the two read something else, go on with the other (`original`: with what was copied)."""
+    after = tuple(Feed(t, t + 1) for t in range(prefill, prefill + steps))
+    elsewhere = Feed(0, others, word="other")
+    if original:
+        aside = (Slot(way, "a"), Slot("park", "b"), Slot("back", "a"), elsewhere, Slot("park", "c"), Slot("take", "b"))
+    else:
+        aside = (Slot(way, "a"), elsewhere, Slot("back", "a"))
+    found = History((Feed(0, prefill, word="read"), *aside, *after))
+    expected = History((Feed(0, prefill, word="read"), *after))
+    return Claim(rows, max(prefill + steps, others), seed, found, (expected,))
