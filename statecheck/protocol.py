@@ -129,7 +129,7 @@ class ModelFacts:
     tokenizer: Path | None = None
     signals: Mapping[str, SignalKind] = field(default_factory=dict)  # what `get_signals` returns, where there is one
     boundaries: tuple[int, ...] = ()  # lengths at which the model takes another path, if known: chunks, windows
-    calling: str = ""  # the contract of a call, for models that a library's own arguments are made for
+    window: int | None = None  # elements from which on a cache of keys forgets the oldest, padding counted, if known
 
     def require(self, capability: Capability) -> None:
         """Raise :class:`CapabilityMissing` with the reason if the model lacks `capability`."""

@@ -9,7 +9,7 @@ import copy
 import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -214,17 +214,18 @@ def discover(make: Callable[[], Trial], module: nn.Module, declared: Declared, *
     said, declared = declared, infer_inputs(module, declared)
     parameter = next(module.parameters(), None)
     with quiet(module):
+        shortest = _shortest(make, example(declared, parameter, 2, 2))
         adapter = make()
-        outputs = _first_call(adapter, example(declared, parameter, 2, 1), guessed=said != declared)
+        outputs = _first_call(adapter, example(declared, parameter, 2, shortest), guessed=said != declared)
         early = adapter.get_states()
         if not early:
             raise ContractError("get_states() is empty after a call: expected all that the model remembers")
         late, chunks = _continued(make, adapter, example(declared, parameter, 2, 5)[:, 1:])
         _check_lasting(early, late)
         other = make()
-        other(example(declared, parameter, 3, 1))
+        other(example(declared, parameter, 3, shortest))
         check_batch_first(early, other.get_states())
-        found, missing = _capabilities(make, declared, parameter)
+        found, missing = _capabilities(make, example(declared, parameter, 2, 4), shortest)
         whole = _layers_in_parts(make, example(declared, parameter, 2, 2), early)
     components = components_of(declared, list(early))
     states = {n: state_facts(n, value, late[n], declared, components, whole) for n, value in early.items()}
@@ -266,6 +267,15 @@ def _kind_of_signal(name: str, declared: Declared) -> SignalKind | None:
     """As it was said; a signal of which nothing was said is left alone."""
     said = [kind for pattern, kind in declared.signals.items() if matches(name, [pattern])]
     return SignalKind(said[-1]) if said else None
+
+
+def _shortest(make: Callable[[], Trial], inputs: Tensor) -> int:
+    """1, or 2 where a call of one element goes wrong and one of two does not: which law it breaks is for laws to say."""
+    for time in (1, 2):
+        with suppress(ModelRaised):
+            make()(inputs[:, :time])
+            return time
+    return 1
 
 
 def _first_call(adapter: Trial, inputs: Tensor, *, guessed: bool) -> Tensor:
@@ -377,21 +387,25 @@ def _continued(make: Callable[[], Trial], adapter: Trial, inputs: Tensor) -> tup
         return adapter.get_states(), True
     except ModelRaised:
         pass
-    stepwise = make()
-    for t in range(inputs.shape[1]):
-        stepwise(inputs[:, t : t + 1])
-    return stepwise.get_states(), False
+    other = make()
+    try:
+        for t in range(inputs.shape[1]):
+            other(inputs[:, t : t + 1])
+    except ModelRaised:  # as above
+        other = make()
+        other(inputs)
+    return other.get_states(), False
 
 
 def _capabilities(
-    make: Callable[[], Trial], declared: Declared, like: Tensor | None
+    make: Callable[[], Trial], inputs: Tensor, shortest: int
 ) -> tuple[set[Capability], dict[Capability, str]]:
-    inputs = example(declared, like, 2, 4)
+    first = inputs[:, :shortest]
     trials: dict[Capability, Callable[[], str | None]] = {
-        Capability.SET_STATES: lambda: _try_set(make, inputs[:, :1]),
-        Capability.RESET: lambda: _try_reset(make, inputs[:, :1]),
-        Capability.GRADIENT_STEP: lambda: _try_gradient(make, inputs[:, :1]),
-        Capability.GRADIENT_SEQUENCE: lambda: _try_gradient(make, inputs),
+        Capability.SET_STATES: lambda: _try_set(make, first),
+        Capability.RESET: lambda: _try_reset(make, first),
+        Capability.GRADIENT_STEP: lambda: _try_gradient(make, first, inputs[:, :1]),
+        Capability.GRADIENT_SEQUENCE: lambda: _try_gradient(make, first, inputs),
     }
     missing = {capability: reason for capability, trial in trials.items() if (reason := _reason(trial)) is not None}
     return set(trials) - set(missing), missing
@@ -427,9 +441,9 @@ def _continuous(value: Tensor) -> bool:
     return value.is_floating_point() or value.is_complex()
 
 
-def _try_gradient(make: Callable[[], Trial], inputs: Tensor) -> str | None:
+def _try_gradient(make: Callable[[], Trial], first: Tensor, inputs: Tensor) -> str | None:
     adapter = make()
-    adapter(inputs[:, :1])
+    adapter(first)
     with torch.enable_grad():
         states = adapter.get_states()
         leaves = {n: v.detach().requires_grad_() for n, v in states.items() if _continuous(v)}
@@ -438,10 +452,32 @@ def _try_gradient(make: Callable[[], Trial], inputs: Tensor) -> str | None:
         outputs = torch.stack([wide(v).abs().square().sum() for v in read]).sum()
         if not leaves or not outputs.requires_grad:
             return "outputs do not depend on the tensors given to set_states"
-        gradients = torch.autograd.grad(outputs, list(leaves.values()), allow_unused=True)
+        gradients = asking(torch.autograd.grad, outputs, list(leaves.values()), allow_unused=True)
     reached = [name for name, g in zip(leaves, gradients, strict=True) if g is not None and bool(g.any())]
     return (
         None
         if reached
         else "no gradient reaches the tensors given to set_states (detached, or computed without gradients)"
     )
+
+
+def asking(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call the module; what it raises becomes ModelRaised, so that a check can tell its faults from ours."""
+    try:
+        return function(*arguments, **options)
+    except (StatecheckError, MemoryError):
+        raise
+    except Exception as error:
+        name = getattr(function, "__name__", type(function).__name__)
+        first = (str(error).strip().splitlines() or ["no message"])[0]
+        raise ModelRaised(f"the model raised {type(error).__name__} in {name}: {first}") from error
+
+
+def output_of(value: Any) -> Tensor:
+    """The tensor of outputs in what a forward returned: itself, `.logits`, or the first of a tuple."""
+    if isinstance(value, (tuple, list)) and value:
+        value = value[0]
+    value = getattr(value, "logits", value)
+    if not isinstance(value, Tensor):
+        raise ContractError(f"the model returned a {type(value).__name__}: expected a tensor (batch, time, features)")
+    return value

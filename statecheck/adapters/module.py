@@ -10,15 +10,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import fields
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from statecheck import states as functions
-from statecheck.adapters.contract import Declared, copy_without_history, discover
-from statecheck.errors import CapabilityMissing, ContractError, ModelRaised, StatecheckError
-from statecheck.protocol import Capability, ModelFacts, States, Statistics
+from statecheck.adapters.contract import Declared, asking, copy_without_history, discover, output_of
+from statecheck.errors import CapabilityMissing, ContractError, ModelRaised
+from statecheck.protocol import Capability, ModelFacts, Native, States, Statistics
 from statecheck.wording import one_line
 
 
@@ -76,7 +78,7 @@ class ModuleAdapter:
         """
         self._check_inputs(inputs)
         options = {name: value for name, value in (("mask", mask), ("segments", segments)) if value is not None}
-        return self._checked(_asking(self.module, inputs, **options), inputs)
+        return self._checked(asking(self.module, inputs, **options), inputs)
 
     def forward_with_statistics(
         self, inputs: Tensor, *, every: int, entropy: bool, running: Mapping[str, Tensor] | None
@@ -91,7 +93,7 @@ class ModuleAdapter:
         if not callable(offered):
             raise CapabilityMissing("the module has no forward_with_statistics: its states are read instead")
         self._check_inputs(inputs)
-        given = _asking(offered, inputs, every=every, entropy=entropy, running=running)
+        given = asking(offered, inputs, every=every, entropy=entropy, running=running)
         if not (isinstance(given, tuple) and len(given) == 2 and isinstance(given[1], Mapping)):
             raise ContractError(
                 f"forward_with_statistics returned a {type(given).__name__}: expected (outputs, statistics), the second"
@@ -107,9 +109,18 @@ class ModuleAdapter:
             told = getattr(self.module, "backend", None)
         return (one_line(told, 80) if isinstance(told, str) else "") or "torch"
 
+    @property
+    def native(self) -> Native:
+        """What the module offers of its library's own operations, as its attribute `native`."""
+        offered = getattr(self.module, "native", None)
+        if not isinstance(offered, Native):
+            return Native()
+        ways = {field.name: getattr(offered, field.name) for field in fields(Native)}
+        return Native(**{name: None if way is None else partial(self._asked, way) for name, way in ways.items()})
+
     def get_states(self) -> States:
         """All that the module remembers, as tensors of the caller's own; {} before the first call."""
-        nested = _asking(self.module.get_states)  # type: ignore[arg-type]
+        nested = asking(self.module.get_states)  # type: ignore[arg-type]
         self._nesting.learn(nested)
         return {name: self._owned(name, value) for name, value in functions.flatten(nested).items()}
 
@@ -120,14 +131,14 @@ class ModuleAdapter:
             return
         if not callable(getattr(self.module, "set_states", None)):
             raise ContractError("the module has no set_states: its states can be observed, not put back")
-        _asking(self.module.set_states, self._nesting.restore(states))  # type: ignore[arg-type]
+        asking(self.module.set_states, self._nesting.restore(states))  # type: ignore[arg-type]
         self._batch = functions.batch_size(states)
 
     def get_signals(self) -> dict[str, Tensor]:
         """Gates of the last call by name, (batch, time, ...) each; {} where the module offers none."""
         if not callable(getattr(self.module, "get_signals", None)):
             return {}
-        signals = functions.flatten(_asking(self.module.get_signals))  # type: ignore[arg-type]
+        signals = functions.flatten(asking(self.module.get_signals))  # type: ignore[arg-type]
         return {name: value.detach().clone() for name, value in signals.items() if isinstance(value, Tensor)}
 
     def rebuild(self) -> ModuleAdapter:
@@ -138,21 +149,26 @@ class ModuleAdapter:
         module.train(self.module.training)
         return ModuleAdapter(module, self._facts, self._pristine, self._nesting)
 
+    def _asked(self, operation: Callable[..., Any], *arguments: Any) -> Any:
+        """An operation of the library's own; the batch that follows is read off its states."""
+        self._batch = None
+        return asking(operation, *arguments)
+
     def _forget(self) -> None:
         ways = _resetters(self.module)
         if not ways:
             raise ContractError("the module can't forget in place: it has neither set_states(None) nor reset()")
         for reset in ways[:-1]:
             with suppress(ModelRaised):
-                _asking(reset)
+                asking(reset)
                 break
         else:
-            _asking(ways[-1])
+            asking(ways[-1])
         self._batch = None
 
     def _checked(self, value: Any, inputs: Tensor) -> Tensor:
         """The outputs in what a call returned; notes the batch."""
-        outputs = _output(value)
+        outputs = output_of(value)
         if outputs.shape[:2] != inputs.shape[:2] or outputs.dim() != 3:
             raise ContractError(
                 f"the model's output has shape {tuple(outputs.shape)} for inputs {tuple(inputs.shape)}:"
@@ -213,28 +229,6 @@ def _has_history(module: nn.Module) -> bool:
     return any(bool(torch.as_tensor(value).any()) for value in held.values())
 
 
-def _asking(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Call the module; what it raises becomes ModelRaised, so that a check can tell its faults from ours."""
-    try:
-        return function(*arguments, **options)
-    except (StatecheckError, MemoryError):
-        raise
-    except Exception as error:
-        name = getattr(function, "__name__", type(function).__name__)
-        first = (str(error).strip().splitlines() or ["no message"])[0]
-        raise ModelRaised(f"the model raised {type(error).__name__} in {name}: {first}") from error
-
-
-def _output(value: Any) -> Tensor:
-    """The tensor of outputs in what a forward returned: itself, `.logits`, or the first of a tuple."""
-    if isinstance(value, (tuple, list)) and value:
-        value = value[0]
-    value = getattr(value, "logits", value)
-    if not isinstance(value, Tensor):
-        raise ContractError(f"the model returned a {type(value).__name__}: expected a tensor (batch, time, features)")
-    return value
-
-
 def _resetters(module: nn.Module) -> list[Callable[[], Any]]:
     """The module's ways to forget: set_states(None), and reset methods without required arguments."""
     puts = [lambda: module.set_states(None)] if callable(getattr(module, "set_states", None)) else []  # type: ignore[operator]
@@ -258,7 +252,7 @@ def wrap_module(module: nn.Module, declared: Declared) -> ModuleAdapter:
             " {} before the first call (docs/wrapping.md)"
         )
     pristine, nesting = _pristine(module), Nesting()
-    history = None if pristine is not None else _asking(module.get_states)  # type: ignore[arg-type]
+    history = None if pristine is not None else asking(module.get_states)  # type: ignore[arg-type]
 
     def make() -> ModuleAdapter:
         if pristine is not None:
@@ -269,5 +263,5 @@ def wrap_module(module: nn.Module, declared: Declared) -> ModuleAdapter:
 
     facts = discover(make, module, declared, rebuilds=pristine is not None)
     if history:
-        _asking(module.set_states, history)  # type: ignore[arg-type]
+        asking(module.set_states, history)  # type: ignore[arg-type]
     return ModuleAdapter(module, facts, pristine, nesting)

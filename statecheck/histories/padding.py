@@ -14,7 +14,17 @@ STEPS = 2
 
 
 def padded(facts: ModelFacts, side: str, *, fewest_steps: int) -> SearchStrategy[Claim]:
-    """Rows of a batch with paddings of their own on the `side` left or right, against each row alone without any."""
+    """Rows of a batch with paddings of their own on the `side` left or right, against each row alone without any.
+
+    A window of keys counts padding as elements: behind a row it pushes the row's own out, so that what is padded on the
+    right stays within the window.
+    """
+    drawn = _drawn(facts, side, fewest_steps)
+    window = facts.window
+    return drawn if window is None or side == "left" else drawn.filter(lambda claim: claim.length <= window)
+
+
+def _drawn(facts: ModelFacts, side: str, fewest_steps: int) -> SearchStrategy[Claim]:
     pads = rows().flatmap(lambda n: st.lists(st.integers(0, MOST_PADS), min_size=n, max_size=n)).filter(any)
     return st.builds(_claim, st.just(side), pads.map(tuple), lengths(facts), st.integers(fewest_steps, STEPS), seeds())
 
