@@ -181,7 +181,7 @@ ITEMS: Mapping[str, ItemEntry] = {
         ),
         ItemEntry(
             "GRAD",
-            _LAWS + "grad:gradients",
+            _LAWS + "grad:gradients_right",
             "Gradients are there, finite and right, through the state too",
             cost="gradients in float32 and float64",
         ),

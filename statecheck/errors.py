@@ -6,6 +6,7 @@
     |   +-- CheckpointRefused  4  a file that is not what it claims to be, or may not be opened
     |   +-- ContractError      4  a model that breaks the protocol (batch first, flat names, tensors)
     +-- CapabilityMissing      3  the model can't do what a check needs: that check is SKIP
+    |   +-- NotOffered         3  the library has no such operation, or refuses it: nothing to hold a law on
     +-- ModelRaised            3  the model raised in a call that the protocol allows: that check is FAIL
     +-- NothingChecked         5  the plan held no item that ran
 
@@ -55,6 +56,10 @@ class ContractError(InputRefused):
 
 class CapabilityMissing(StatecheckError):
     """The model can't do what a check needs; the check becomes SKIP with this reason."""
+
+
+class NotOffered(CapabilityMissing):
+    """The library offers no such operation of its own, or refuses it clearly: there is nothing to hold a law on."""
 
 
 class ModelRaised(StatecheckError):

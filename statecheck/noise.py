@@ -36,7 +36,7 @@ class Floor:
         return f"{self.value:.2g} relative ({', '.join(f'{name} {value:.2g}' for name, value in self.ways)})"
 
 
-#: Of the outputs' dtype, where the model can't be copied: rounding of a few dependent operations.
+#: Of the outputs' dtype, where the model can't be copied or shows no parameters to move: rounding of a few dependent operations.
 ASSUMED = 16.0
 
 
@@ -54,14 +54,16 @@ def noise_floor(model: StatefulModel, inputs: Tensor, *, seed: int = 0, times: i
     outputs = plain(model, inputs)
     spacing = torch.finfo(outputs.dtype).eps
     ways = {"spacing": spacing}
-    if copied(model) is None:
+    twin = copied(model)
+    if twin is None or next(twin.module.parameters(), None) is None:  # type: ignore[attr-defined]
         ways["assumed"] = ASSUMED * spacing
         return Floor(max(ways.values()), tuple(ways.items()))
-    with suppress(Exception):  # a kernel may know one dtype alone
-        ways["float64"] = deviation(outputs, _in_float64(model, inputs)).error
+    with in_float64(model) as truth, suppress(Exception):  # a kernel may know one dtype alone
+        assert truth is not None
+        wide = plain(truth, inputs.double() if inputs.is_floating_point() else inputs)
+        ways["float64"] = deviation(outputs, wide).error
     generator = torch.Generator().manual_seed(seed)
-    moved = [deviation(_nudged(model, inputs, generator), outputs).error for _ in range(times)]
-    ways["ulp"] = max(moved)
+    ways["ulp"] = max(deviation(plain(nudged(model, generator), inputs), outputs).error for _ in range(times))
     finite = {name: value for name, value in ways.items() if value < float("inf")}
     return Floor(max(finite.values()), tuple(finite.items()))
 
@@ -76,12 +78,14 @@ def copied(model: StatefulModel) -> StatefulModel | None:
     return None
 
 
-def _in_float64(model: StatefulModel, inputs: Tensor) -> Tensor:
-    twin = copied(model)
-    assert twin is not None
+@contextmanager
+def in_float64(model: StatefulModel) -> Iterator[StatefulModel | None]:
+    """A copy in float64, to be used inside: torch's default dtype is float64 there. None where no call succeeds."""
     with _default(torch.float64):
-        twin.module.double()  # type: ignore[attr-defined]
-        return plain(twin, inputs.double() if inputs.is_floating_point() else inputs)
+        twin = copied(model)
+        if twin is not None:
+            twin.module.double()  # type: ignore[attr-defined]
+        yield twin
 
 
 @contextmanager
@@ -95,11 +99,13 @@ def _default(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _nudged(model: StatefulModel, inputs: Tensor, generator: torch.Generator) -> Tensor:
+@torch.no_grad()
+def nudged(model: StatefulModel, generator: torch.Generator) -> StatefulModel:
+    """A copy whose every parameter was moved by about a unit in its last place, up or down at random."""
     twin = copied(model)
     assert twin is not None
     for parameter in twin.module.parameters():  # type: ignore[attr-defined]
         if parameter.is_floating_point():
             sides = torch.randint(0, 2, parameter.shape, generator=generator).to(parameter) * 2 - 1
             parameter.mul_(1 + torch.finfo(parameter.dtype).eps * sides)
-    return plain(twin, inputs)
+    return twin

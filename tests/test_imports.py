@@ -21,7 +21,7 @@ ROWS = (
     "errors protocol wording atomic escaping",
     "verdict states deviation statistics dynamics tasks",
     "plots",
-    "histories noise holding tracing recording observing proving gathering experiments transplants gradients signals checkpoint",
+    "histories noise holding layout carrying tracing recording observing proving gathering experiments transplants gradients signals checkpoint",
     "adapters",
     "laws probes",
     "benchmarks monitor",

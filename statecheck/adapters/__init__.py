@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from statecheck.adapters.contract import Declared, Patterns
 from statecheck.adapters.declared import check_found, check_said
-from statecheck.adapters.module import wrap_module
+from statecheck.adapters.huggingface import CachedModel, takes_cache, wrap_cached
+from statecheck.adapters.module import ModuleAdapter, wrap_module
+from statecheck.adapters.operation import Function, Signature, carried
 from statecheck.adapters.torch_rnn import known_facts, named_states, selective
+from statecheck.carrying import Calls
 from statecheck.errors import ContractError
 from statecheck.protocol import ModelFacts, StatefulModel
 
-__all__ = ["wrap"]
+__all__ = ["wrap", "wrap_op"]
 
 
 def wrap(
@@ -75,12 +79,87 @@ def wrap(
         tokenizer=Path(tokenizer) if tokenizer else None,
     )
     check_said(declared)
+    adapter: ModuleAdapter | CachedModel
     if isinstance(model, nn.RNNBase):
         adapter = wrap_module(named_states(model), _with_family(model, declared))
+    elif not callable(getattr(model, "get_states", None)) and takes_cache(model):
+        adapter = wrap_cached(model, declared)
     else:
         adapter = wrap_module(model, declared)
     check_found(declared, adapter.module, adapter.facts)
     return adapter
+
+
+def wrap_op(
+    function: Function,
+    arguments: Mapping[str, Sequence[int]],
+    *,
+    transforms: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
+    options: Mapping[str, object] | None = None,
+    reference: Function | None = None,
+    step: Function | None = None,
+    time_axis: int = 1,
+    initial: str | None = None,
+    packing: str | None = None,
+    boundaries: Sequence[int] = (),
+    dtype: torch.dtype = torch.float32,
+    states: Mapping[str, Mapping[str, Any]] | None = None,
+    selective: bool | None = None,
+    training_length: int | None = None,
+    title: str | None = None,
+) -> StatefulModel:
+    """A bare operation with an initial and a final state as a StatefulModel of vectors.
+
+    `arguments`: its tensors and their shapes without batch and time, {"q": (heads, width), "g": (heads,)}; the features
+    of an input vector are split into them in this order, each by way of its entry in `transforms` (a log-sigmoid for a
+    log decay). `options` go along as they are; tensors among them are parameters. `reference` is another function of
+    the same arguments, whose whole call is what the operation is held against; `step` one that reads single elements
+    on a warm state in its place. `time_axis` is 2 where heads come before the time; `initial` and `packing` name
+    arguments that the signature does not tell; `boundaries` are chunk sizes that it does not tell.
+
+    Raises :class:`statecheck.errors.ContractError` for arguments that the function does not take, one that takes no
+    initial state and one that returns no final state.
+
+    >>> def leaky(x, *, initial_state=None):
+    ...     h = torch.zeros_like(x[:, 0]) if initial_state is None else initial_state
+    ...     outputs = []
+    ...     for x_t in x.unbind(1):
+    ...         h = 0.5 * h + x_t
+    ...         outputs.append(h)
+    ...     return torch.stack(outputs, 1), h
+    >>> model = wrap_op(leaky, {"x": (3,)})
+    >>> model.facts.title, model.facts.states["state"].dtype, model(torch.ones(1, 2, 3))[0, :, 0].tolist()
+    ('leaky', 'float32', [1.0, 1.5])
+    """
+    said = Signature(arguments, transforms or {}, options or {}, time_axis, initial, packing)
+    declared = Declared(
+        width=said.width,
+        selective=selective,
+        states=states or {},
+        training_length=training_length,
+        title=title or getattr(function, "__name__", type(function).__name__),
+    )
+    check_said(declared)
+    calls = carried(function, said, reference=reference, step=step, dtype=dtype, boundaries=boundaries)
+    adapter = _with_contract(wrap_module(calls, declared))
+    check_found(declared, calls, adapter.facts)
+    return adapter
+
+
+def _with_contract(adapter: ModuleAdapter) -> ModuleAdapter:
+    """The facts of an adapter, completed with what the way in which its library is called tells."""
+    calls = getattr(adapter.module, "calls", None)
+    if not isinstance(calls, Calls):
+        return adapter
+    facts, reasons = adapter.facts, calls.reasons
+    return adapter.with_facts(
+        replace(
+            facts,
+            capabilities=facts.capabilities - set(reasons),
+            missing={**facts.missing, **reasons},
+            boundaries=calls.boundaries,
+        )
+    )
 
 
 def _with_family(rnn: nn.RNNBase, declared: Declared) -> Declared:

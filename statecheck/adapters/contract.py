@@ -220,7 +220,7 @@ def discover(make: Callable[[], Trial], module: nn.Module, declared: Declared, *
         early = adapter.get_states()
         if not early:
             raise ContractError("get_states() is empty after a call: expected all that the model remembers")
-        late, chunks = _continued(make, adapter, example(declared, parameter, 2, 5)[:, 1:])
+        late, unable = _continued(make, adapter, example(declared, parameter, 2, 5)[:, 1:])
         _check_lasting(early, late)
         other = make()
         other(example(declared, parameter, 3, shortest))
@@ -230,7 +230,9 @@ def discover(make: Callable[[], Trial], module: nn.Module, declared: Declared, *
     components = components_of(declared, list(early))
     states = {n: state_facts(n, value, late[n], declared, components, whole) for n, value in early.items()}
     capabilities = found | {Capability.OBSERVE}
-    if chunks:
+    if unable:
+        missing[Capability.CHUNKS] = unable
+    else:
         capabilities |= {Capability.CHUNKS}
     if rebuilds:
         capabilities |= {Capability.REBUILD}
@@ -380,13 +382,13 @@ def example(declared: Declared, like: Tensor | None, rows: int, time: int) -> Te
     return torch.randn(rows, time, declared.width, generator=generator).to(device, dtype)
 
 
-def _continued(make: Callable[[], Trial], adapter: Trial, inputs: Tensor) -> tuple[States, bool]:
-    """States after `inputs` on a warm state, and whether they could be given in one call."""
+def _continued(make: Callable[[], Trial], adapter: Trial, inputs: Tensor) -> tuple[States, str]:
+    """States after `inputs` on a warm state, and why they could not be given in one call; "" if they could."""
     try:
         adapter(inputs)
-        return adapter.get_states(), True
-    except ModelRaised:
-        pass
+        return adapter.get_states(), ""
+    except ModelRaised as error:
+        unable = str(error)
     other = make()
     try:
         for t in range(inputs.shape[1]):
@@ -394,7 +396,7 @@ def _continued(make: Callable[[], Trial], adapter: Trial, inputs: Tensor) -> tup
     except ModelRaised:  # as above
         other = make()
         other(inputs)
-    return other.get_states(), False
+    return other.get_states(), unable
 
 
 def _capabilities(

@@ -45,13 +45,14 @@ from statecheck.adapters.contract import (
     output_of,
     quiet,
 )
-from statecheck.errors import CapabilityMissing, ContractError, ModelRaised
+from statecheck.errors import CapabilityMissing, ContractError, ModelRaised, NotOffered
 from statecheck.histories.drawing import LONGEST
 from statecheck.holding import leaves
 from statecheck.layout import Layout, learn
 from statecheck.protocol import Capability, ModelFacts, Native, States
 
 MASK, POSITION = "calling.mask", "calling.position"
+ABSENT = object()  # in place of the value of an attribute that is not there
 
 
 def takes_cache(module: nn.Module) -> bool:
@@ -245,12 +246,18 @@ class CachedModel:
 
     def _reorder(self, rows: Tensor) -> None:
         if self._rows is None or len(rows) != self._rows:
-            raise CapabilityMissing("the library reorders a batch, it does not select or repeat its rows")
+            raise CapabilityMissing("the library reorders a batch; it does not select or repeat its rows")
         caches = dict(self._carried.caches)
         for argument, cache in caches.items():
             reorder = _reorderer(self.module, cache)
-            if reorder is not None:
+            if reorder is None:
+                continue
+            try:
                 caches[argument] = asking(reorder, rows)
+            except ModelRaised as error:
+                if isinstance(error.__cause__, NotImplementedError):
+                    raise NotOffered(f"the library refuses: {error}") from error
+                raise
         mask = self._carried.mask
         self._carried = replace(self._carried, caches=caches, mask=None if mask is None else mask[rows])
 
@@ -260,7 +267,7 @@ class CachedModel:
             try:
                 asking(cache.crop, -back)
             except ModelRaised as error:
-                raise CapabilityMissing(f"the library refuses: {error}") from error
+                raise NotOffered(f"the library refuses: {error}") from error
         mask = self._carried.mask
         self._carried = replace(self._carried, length=length, mask=None if mask is None else mask[:, :length])
 
@@ -273,10 +280,11 @@ class CachedModel:
 
     def _beams(self, inputs: Tensor, beams: int, steps: int, cached: bool) -> tuple[Tensor, Tensor]:
         """(batch, prompt + steps) ids of the best beam, and the sum of the log-probabilities of what it generated."""
+        named = "attention_mask" in self._calling.arguments
         found = asking(
             self.module.generate,  # type: ignore[arg-type]
             input_ids=inputs,
-            attention_mask=torch.ones_like(inputs),
+            **({"attention_mask": torch.ones_like(inputs)} if named else {}),
             num_beams=beams,
             max_new_tokens=steps,
             min_new_tokens=steps,
@@ -303,11 +311,15 @@ class CachedModel:
         return {**self._carried.caches, **dict(zip(names, self._read_kept(), strict=True))}
 
     def _read_kept(self) -> tuple[Any, ...]:
-        return tuple(getattr(self.module.get_submodule(owner), key) for owner, key in self._calling.kept)
+        return tuple(getattr(self.module.get_submodule(owner), key, ABSENT) for owner, key in self._calling.kept)
 
     def _write_kept(self, values: tuple[Any, ...]) -> None:
         for (owner, key), value in zip(self._calling.kept, values, strict=True):
-            setattr(self.module.get_submodule(owner), key, value)
+            module = self.module.get_submodule(owner)
+            if value is not ABSENT:
+                setattr(module, key, value)
+            elif hasattr(module, key):
+                delattr(module, key)
 
 
 def _extended(carried: Carried, inputs: Tensor, mask: Tensor | None) -> Carried:
@@ -433,7 +445,7 @@ def wrap_cached(module: nn.Module, declared: Declared) -> CachedModel:
 
     kinds = {"*conv*": {"kind": "conv"}, MASK: {"kind": "mask", "time_axis": 1}, POSITION: {"kind": "position"}}
     facts = discover(make, module, replace(said, states={**kinds, **declared.states}), rebuilds=True)
-    known = {Capability.RESET} | ({Capability.MASK} if "attention_mask" in arguments else set())
+    known = {Capability.RESET} | ({Capability.MASK} if _takes_mask(module) else set())
     facts = replace(
         facts,
         capabilities=facts.capabilities | known,
@@ -443,6 +455,12 @@ def wrap_cached(module: nn.Module, declared: Declared) -> CachedModel:
         device=str(device),
     )
     return CachedModel(module, calling, layout, facts, pristine)
+
+
+def _takes_mask(module: nn.Module) -> bool:
+    """True if a call takes attention_mask, by name or among other arguments: one that drops it says nothing."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    return any(p.name == "attention_mask" or p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 def _boundaries(module: nn.Module) -> tuple[int, ...]:
@@ -473,7 +491,8 @@ def _window(make: Callable[[], CachedModel], said: Declared, like: Tensor) -> in
 
 def _calling(pristine: nn.Module, arguments: frozenset[str], said: Declared) -> Calling:
     """How the model is called, and where its state is: in what a call brings, and on its modules."""
-    reasons = []
+    reasons: list[str] = []
+    without: Calling | None = None
     for first in ("none", "prepared", "dynamic"):
         if first == "dynamic" and "past_key_values" not in arguments:
             continue
@@ -483,8 +502,12 @@ def _calling(pristine: nn.Module, arguments: frozenset[str], said: Declared) -> 
         except ModelRaised as error:
             reasons.append(str(error))
             continue
-        if cached or (kept and first == "dynamic"):
-            return replace(calling, kept=kept, before=before)
+        calling = replace(calling, kept=kept, before=before)
+        if cached:
+            return calling
+        without = without or (calling if kept else None)
+    if without is not None:
+        return without
     raise ContractError(
         "no state found: a call with use_cache=True brought no cache that forward takes, and changed no attribute of a"
         f" module; forward takes {', '.join(sorted(arguments))}" + (f" ({reasons[0]})" if reasons else "")
@@ -503,9 +526,9 @@ def _looked_at(pristine: nn.Module, calling: Calling, said: Declared) -> tuple[t
     kept = tuple(
         key
         for key, value in held[0].items()
-        if isinstance(value, Tensor) and _is_state(before.get(key), value, held[1].get(key))
+        if isinstance(value, Tensor) and _is_state(before.get(key, ABSENT), value, held[1].get(key))
     )
-    return kept, tuple(before.get(key) for key in kept), bool(model._carried.caches)
+    return kept, tuple(before.get(key, ABSENT) for key in kept), bool(model._carried.caches)
 
 
 def _held_by_modules(module: nn.Module) -> dict[tuple[str, str], Any]:
@@ -520,11 +543,10 @@ def _held_by_modules(module: nn.Module) -> dict[tuple[str, str], Any]:
 
 def _is_state(before: object, two: Tensor, three: object) -> bool:
     """True for what a call has written, with a row for each of the batch."""
-    written = not (isinstance(before, Tensor) and before.shape == two.shape and torch.equal(before, two))
-    grows = isinstance(three, Tensor) and [pair for pair in zip(two.shape, three.shape) if len(set(pair)) > 1] == [
-        (2, 3)
-    ]
-    return written and grows
+    if isinstance(before, Tensor) and before.shape == two.shape and torch.equal(before, two):
+        return False
+    shapes = (two.shape, three.shape if isinstance(three, Tensor) else ())
+    return [pair for pair in zip(*shapes, strict=False) if pair[0] != pair[1]] == [(2, 3)]
 
 
 def _layout(pristine: nn.Module, calling: Calling, said: Declared) -> Layout:
@@ -544,7 +566,7 @@ def _layout(pristine: nn.Module, calling: Calling, said: Declared) -> Layout:
 
 def _mask_goes_on(pristine: nn.Module, calling: Calling, said: Declared) -> bool:
     """Does the library's own generation pass a mask to calls after the first? True where it can't be asked."""
-    if "attention_mask" not in calling.arguments:
+    if not _takes_mask(pristine):
         return False
     module = copy_without_history(pristine).eval()
     model = CachedModel(module, calling, None)

@@ -28,10 +28,10 @@ from hypothesis.errors import NoSuchExample
 from hypothesis.strategies import SearchStrategy
 
 from statecheck.deviation import Deviation, deviation
-from statecheck.errors import CapabilityMissing, ContractError, ModelRaised, StatecheckError
+from statecheck.errors import CapabilityMissing, ContractError, ModelRaised, NotOffered, StatecheckError
 from statecheck.histories.drawing import LONGEST, MOST_ROWS, far_edges, values
-from statecheck.histories.operations import Claim
-from statecheck.histories.playing import ROUTES, lacking, sides
+from statecheck.histories.operations import Claim, Feed, History
+from statecheck.histories.playing import ROUTES, Sequences, lacking, play, sides
 from statecheck.noise import Floor, noise_floor
 from statecheck.probes.contract import Evidence, probe
 from statecheck.protocol import Capability, ModelFacts
@@ -52,7 +52,7 @@ class Search(Generic[Case]):
 
     floor: float
     deviations: dict[Case, Deviation] = field(default_factory=dict)
-    unusable: dict[Case, str] = field(default_factory=dict)
+    unusable: dict[Case, CapabilityMissing] = field(default_factory=dict)
     simplest: Case | None = None
     ended_early: bool = False
 
@@ -74,22 +74,23 @@ def search(
     """Draw up to `examples` cases within `seconds`; shrink the first that is off by more than `WORTH` floors.
 
     `measure` raises :class:`CapabilityMissing` for a case that can't be judged. The same `random` brings the same
-    cases; when time runs out, no case is measured any more.
+    cases; when time runs out, no case is measured any more. Time is that of this thread, so that a busy machine does
+    not end a search.
     """
     result: Search[Case] = Search(floor)
-    end = time.monotonic() + seconds
+    end = time.thread_time() + seconds
 
     def broken(case: Case) -> bool:
         if case in result.unusable:
             return False
         if case not in result.deviations:
-            if time.monotonic() > end:
+            if time.thread_time() > end:
                 result.ended_early = True
                 return False
             try:
                 result.deviations[case] = measure(case)
             except CapabilityMissing as missing:
-                result.unusable[case] = str(missing)
+                result.unusable[case] = missing
                 return False
         return result.deviations[case].error > WORTH * floor
 
@@ -119,10 +120,12 @@ def hold(
     *,
     routes: Sequence[str] = ROUTES,
     apart: bool = False,
+    part: str = "",
 ) -> Outcome:
     """Search for a broken claim on each of `routes`: `code`.native and `code`.functional, in floors.
 
-    `apart`: what is expected is played on a copy of the model that never read. A route whose operation the library
+    `apart`: what is expected is played on a copy of the model that never read; `part` names the measurement of a single
+    route, `code`.`part`. A route whose operation the library
     does not offer is NOT_APPLICABLE; one that lacks a capability, or whose time ran out before its examples did, is
     SKIP, unless a broken claim was found.
     """
@@ -130,10 +133,11 @@ def hold(
     def measure(claim: Claim, route: str) -> Deviation:
         absent = lacking(evidence.model, claim, route)
         if absent:
-            raise CapabilityMissing(f"the library offers no {absent} of its own")
+            raise NotOffered(f"the library offers no {absent} of its own")
         try:
             return compared(evidence, claim, route, apart=apart)
         except ModelRaised as error:
+            _reading_others_alone(evidence, claim, route)
             return Deviation(float("inf"), str(error))
 
     def control(claim: Claim, route: str) -> float | None:
@@ -143,15 +147,14 @@ def hold(
                 return compared(evidence, forgetful, route, apart=apart).error
         return None
 
+    names = {route: f"{code}.{part or route}" for route in routes}
     reasons = {route: _lacks(evidence.facts, route, apart=apart) for route in routes}
     if evidence.effort.case:
         claims = _only(evidence.effort.case)
     parts = [
-        Absence(f"{code}.{route}", Status.SKIP, reasons[route])
+        Absence(names[route], Status.SKIP, reasons[route])
         if reasons[route]
-        else run_search(
-            evidence, f"{code}.{route}", claims, partial(measure, route=route), partial(control, route=route)
-        )
+        else run_search(evidence, names[route], claims, partial(measure, route=route), partial(control, route=route))
         for route in routes
     ]
     return outcome_of(evidence, parts)
@@ -164,6 +167,16 @@ def compared(evidence: Evidence, claim: Claim, route: str, *, apart: bool = Fals
     except ContractError as error:
         return Deviation(float("inf"), str(error))
     return deviation(found, expected)
+
+
+def _reading_others_alone(evidence: Evidence, claim: Claim, route: str) -> None:
+    """Raises :class:`CapabilityMissing` if the model raises on the claim's other sequences alone."""
+    others = tuple(o for o in claim.found.operations if isinstance(o, Feed) and o.word == "other")
+    try:
+        if others:
+            play(evidence.model, History(others, claim.found.of), Sequences.of(evidence.model, claim), route)
+    except ModelRaised as error:
+        raise CapabilityMissing(f"there is nothing to compare with: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -181,11 +194,15 @@ def run_search(
     cases: SearchStrategy[Case],
     measure: Callable[[Case], Deviation],
     control: Callable[[Case], float | None] = lambda case: None,
+    floor: float | None = None,
 ) -> Held | Absence:
-    """One part of a law by search, and what it would have seen of a state that is dropped (`control`, relative)."""
-    effort, floor = evidence.effort, floor_of(evidence)
+    """One part of a law by search, and what it would have seen of a state that is dropped (`control`, relative).
+
+    `floor` is that of the outputs, unless it is given: that of gradients, say.
+    """
+    effort, floor = evidence.effort, floor or floor_of(evidence).value
     random = Random(int(evidence.generator(name).integers(2**32)))
-    found = search(cases, measure, floor=floor.value, random=random, examples=effort.examples, seconds=effort.seconds)
+    found = search(cases, measure, floor=floor, random=random, examples=effort.examples, seconds=effort.seconds)
     examples = len(found.deviations)
     if found.simplest is not None:
         note = f"simplest: {found.simplest} gives {found.deviations[found.simplest]}"
@@ -193,14 +210,14 @@ def run_search(
     if found.ended_early:
         return Absence(name, Status.SKIP, f"not run to its end: time was up after {examples} examples")
     if not examples:
-        reason = next(iter(found.unusable.values()), "no example was drawn")
-        absent = Status.NOT_APPLICABLE if "offers no" in reason else Status.SKIP
-        return Absence(name, absent, reason)
+        reasons = sorted(found.unusable.values(), key=lambda reason: not isinstance(reason, NotOffered))
+        absent = Status.NOT_APPLICABLE if reasons and isinstance(reasons[0], NotOffered) else Status.SKIP
+        return Absence(name, absent, str(reasons[0]) if reasons else "no example was drawn")
     judged = Measurement.exact(name, found.worst, unit="floors", n=examples)
     controls = [error for case in list(found.deviations)[-CONTROLS:] if (error := control(case)) is not None]
     if not controls:
         return Held(judged)
-    seen = max(controls) / floor.value
+    seen = max(controls) / floor
     if seen < WORTH:
         reason = f"dropping the state moves the outputs by {seen:.2g} floors alone: this law sees nothing here"
         return Absence(name, Status.INCONCLUSIVE, reason)

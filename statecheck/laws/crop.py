@@ -37,9 +37,9 @@ def crops(evidence: Evidence) -> Outcome:
 
 
 def _claim(stepwise: bool, rows: int, kept: int, back: int, steps: int, seed: int) -> Claim:
-    """Read `kept` elements and `back` others, one by one or in a call, roll back, and go on."""
-    others = [Feed(t, t + 1, word="other") for t in range(kept, kept + back)]
-    drafted = others if stepwise else [Feed(kept, kept + back, word="other")]
+    """Read `back` elements more than are kept (`stepwise`: others, one by one), roll back, and go on."""
+    drafted = (Feed(0, kept, word="read"), *(Feed(t, t + 1, word="other") for t in range(kept, kept + back)))
+    read = drafted if stepwise else (Feed(0, kept + back, word="read"),)
     after = tuple(Feed(t, t + 1) for t in range(kept, kept + steps))
-    found = History((Feed(0, kept, word="read"), *drafted, Crop(kept), *after))
-    return Claim(rows, kept + max(back, steps), seed, found, (History((Feed(0, kept, word="read"), *after)),))
+    expected = History((Feed(0, kept, word="read"), *after))
+    return Claim(rows, kept + max(back, steps), seed, History((*read, Crop(kept), *after)), (expected,))

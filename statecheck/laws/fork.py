@@ -23,27 +23,19 @@ def forks(evidence: Evidence) -> Outcome:
     [('FORK.functional', True)]
     """
     ways = st.sampled_from(("copy", "file"))
-    drawn = st.builds(
-        _claim,
-        ways,
-        st.booleans(),
-        rows(),
-        lengths(evidence.facts),
-        lengths(evidence.facts),
-        st.integers(1, 3),
-        seeds(),
-    )
+    steps = st.integers(1, 3)
+    drawn = st.builds(_claim, ways, st.booleans(), rows(), lengths(evidence.facts), steps, steps, seeds())
     return hold(evidence, "FORK", drawn)
 
 
 def _claim(way: str, original: bool, rows: int, prefill: int, others: int, steps: int, seed: int) -> Claim:
     """Copy, let one of the two read something else, go on with the other (`original`: with what was copied)."""
     after = tuple(Feed(t, t + 1) for t in range(prefill, prefill + steps))
-    elsewhere = Feed(0, others, word="other")
+    elsewhere = tuple(Feed(t, t + 1, word="other") for t in range(others))
+    aside: tuple[Feed | Slot, ...] = (Slot(way, "a"), *elsewhere, Slot("back", "a"))
     if original:
-        aside = (Slot(way, "a"), Slot("park", "b"), Slot("back", "a"), elsewhere, Slot("park", "c"), Slot("take", "b"))
-    else:
-        aside = (Slot(way, "a"), elsewhere, Slot("back", "a"))
+        back_and_forth = (Slot("park", "b"), Slot("back", "a"), *elsewhere, Slot("park", "c"), Slot("take", "b"))
+        aside = (Slot(way, "a"), *back_and_forth)
     found = History((Feed(0, prefill, word="read"), *aside, *after))
     expected = History((Feed(0, prefill, word="read"), *after))
     return Claim(rows, max(prefill + steps, others), seed, found, (expected,))

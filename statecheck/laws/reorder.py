@@ -43,8 +43,10 @@ def reorders(evidence: Evidence) -> Outcome:
 
 
 def _indices(rows: int) -> st.SearchStrategy[tuple[int, ...]]:
-    """Permuted, selected or repeated rows."""
-    return st.lists(st.integers(0, rows - 1), min_size=1, max_size=rows + 1).map(tuple)
+    """Reordered rows as beams are, some of them twice, or selected and repeated ones."""
+    row = st.integers(0, rows - 1)
+    same = st.lists(row, min_size=rows, max_size=rows)
+    return st.one_of(same, st.lists(row, min_size=1, max_size=rows + 1)).map(tuple)
 
 
 def _claim(rows: int, index: tuple[int, ...], prefill: int, steps: int, seed: int) -> Claim:
