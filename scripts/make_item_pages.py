@@ -14,7 +14,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from statecheck.catalogue import ITEMS, ItemEntry
@@ -55,8 +55,9 @@ def pages() -> dict[Path, str]:
     readings: dict[str, dict[str, str]] = json.loads(READINGS.read_text("utf-8"))
     made = {DOCS / "items" / f"{entry.id}.md": item_page(entry, report, readings) for entry in ITEMS.values()}
     made[DOCS / "items" / "index.md"] = index_page()
-    made[ROOT / "README.md"] = between(ROOT / "README.md", "items", readme_table())
-    made[DOCS / "culprits.md"] = between(DOCS / "culprits.md", "faults", fault_table())
+    readme = between((ROOT / "README.md").read_text("utf-8"), "items", readme_table())
+    made[ROOT / "README.md"] = between(readme, "laws", law_table())
+    made[DOCS / "culprits.md"] = between((DOCS / "culprits.md").read_text("utf-8"), "faults", fault_table())
     return made
 
 
@@ -76,11 +77,20 @@ def item_page(entry: ItemEntry, report: Report, readings: dict[str, dict[str, st
     ]
     body = [
         section("What is measured", markdown(definition(entry))),
-        section("How it is judged", thresholds(rows["phase39"])),
-        section("In a report", example(report[entry.id])),
-        section("Culprits", culprits(entry.id, readings)),
+        section("How it is judged", thresholds(home_suite(rows), rows[home_suite(rows)])),
     ]
+    if "phase39" in rows:
+        body.append(section("In a report", example(report[entry.id])))
+        body.append(section("Culprits", culprits(entry.id, readings)))
+    else:
+        text = "Laws are held on every route that a model has, in floors of its noise: see [laws](../laws.md)."
+        body.append(section("How it is searched", text))
     return "\n\n".join([*head, *body]) + "\n"
+
+
+def home_suite(rows: Mapping[str, SuiteItem]) -> str:
+    """The suite whose thresholds a page shows: phase39 where the item is in it, else conformance."""
+    return "phase39" if "phase39" in rows else "conformance"
 
 
 def section(title: str, text: str) -> str:
@@ -105,15 +115,15 @@ def markdown(text: str) -> str:
     return "`".join(parts)
 
 
-def thresholds(item: SuiteItem) -> str:
-    """The criteria of the item in phase39 as a table, with sources and advice."""
+def thresholds(suite: str, item: SuiteItem) -> str:
+    """The criteria of the item in a suite as a table, with sources and advice."""
     rows = [
         (f"`{c.measurement}`", *(escape(side) for side in sides(c)), escape(c.source), escape(c.advice) or NOTHING)
         for c in item.criteria
     ]
     text = table(("Measurement", "PASS", "WARN", "FAIL", "Source", "When it fails"), rows)
     if item.options:
-        text += f"\n\nOptions in phase39: `{json.dumps(item.options)}`."
+        text += f"\n\nOptions in {suite}: `{json.dumps(item.options)}`."
     return f"{text}\n\nWhat the sources are: [sources](../sources.md)."
 
 
@@ -177,8 +187,16 @@ def readme_table() -> str:
             "; ".join(f"{c.measurement.removeprefix(entry.id + '.')} {passing(c)}" for c in asked[entry.id]),
         )
         for entry in ITEMS.values()
+        if entry.id in asked
     ]
     return table(("Item", "Question", "Passes when"), rows)
+
+
+def law_table() -> str:
+    """Laws with one line each."""
+    held = {item.id for item in load_suite("conformance").items}
+    rows = [(f"[{e.id}](docs/items/{e.id}.md)", e.title) for e in ITEMS.values() if e.id in held]
+    return table(("Law", "Statement"), rows)
 
 
 def passing(criterion: Criterion) -> str:
@@ -210,15 +228,14 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {line} |" if "---" not in line else f"|{line}|" for line in lines)
 
 
-def between(path: Path, name: str, text: str) -> str:
+def between(page: str, name: str, text: str) -> str:
     """The page with what stands between its two marks of that name replaced.
 
     Raises ValueError if the page has no such marks.
     """
-    page = path.read_text("utf-8")
     begin, end = f"<!-- BEGIN {name}: written by `make docs` -->", f"<!-- END {name} -->"
     if page.count(begin) != 1 or page.count(end) != 1:
-        raise ValueError(f"{path}: expected one {begin!r} and one {end!r}")
+        raise ValueError(f"expected one {begin!r} and one {end!r}")
     before, rest = page.split(begin)
     return f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}"
 

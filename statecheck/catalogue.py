@@ -213,8 +213,18 @@ ITEMS: Mapping[str, ItemEntry] = {
             cost="three histories a claim",
         ),
         ItemEntry("SIZE", _LAWS + "size:sizes", "The state is as large, and grows, as declared", cost="two histories"),
+        ItemEntry(
+            "MACHINE",
+            _LAWS + "machine:mixes",
+            "Whatever is done with a state, it holds what was read",
+            cost="a mixed history a claim",
+        ),
     )
 }
+
+
+#: The items that are laws: what they find is a case that can be played again.
+LAWS = tuple(id for id, entry in ITEMS.items() if entry.target.startswith(_LAWS))
 
 
 def items(extra: Iterable[Callable[..., Any]] = ()) -> dict[str, ItemEntry]:

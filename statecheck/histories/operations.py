@@ -14,18 +14,28 @@
     back(a)                  go on from the copy in slot a
     park(a)  take(a)         put the sequence itself aside and start from no history; go on with it
     move()                   go on in a copy of the model that never read, given this state
+    sources(0,1)             from here on the rows of the batch read these rows of the sequences
+    free(1)                  row 1 of the batch is a free slot: it reads on, and what it gives is not compared
+    admit(1, 5:8)            row 1 of the batch is a new request: elements 5 .. 7 of its sequence, prefilled alone
 
 A *claim* is that two histories over the same sequences give the same outputs:
 
     2x7@3: feed(0:5) feed(5:6) feed(6:7) == whole(0:7)
 
 over 2 sequences of 7 elements, drawn from seed 3. Behind == there may be several histories joined by &: their rows are
-put below each other. A history may begin with `of(1)`: it is of these rows of the sequences alone.
+put below each other. A history may begin with `of(1)`: it is of these rows of the sequences alone. In place of
+histories there may be `recorded`: each call gives what one whole call over all that its row has read gives, as
+:mod:`statecheck.histories.recorded` has it.
+
+    2x3@3: read(0:1) copy(a) read(1:2) back(a) feed(2:3) == recorded
+
+says that the last output of each row is that of one call over its elements 0 and 2.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from statecheck.errors import UsageError
@@ -120,9 +130,43 @@ class Lose:
         return "lose()"
 
 
-Operation = Feed | Rows | Crop | Forget | Slot | Move | Lose
+@dataclass(frozen=True)
+class Sources:
+    """From here on the rows of the batch read these rows of the sequences."""
+
+    index: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"sources({','.join(map(str, self.index))})"
+
+
+@dataclass(frozen=True)
+class Free:
+    """A row of the batch is a free slot: it reads on, and what it gives is not compared."""
+
+    row: int
+
+    def __str__(self) -> str:
+        return f"free({self.row})"
+
+
+@dataclass(frozen=True)
+class Admit:
+    """A row of the batch is a new request: elements start .. stop - 1 of its sequence, prefilled alone."""
+
+    row: int
+    start: int
+    stop: int
+
+    def __str__(self) -> str:
+        return f"admit({self.row}, {self.start}:{self.stop})"
+
+
+Operation = Feed | Rows | Crop | Forget | Slot | Move | Lose | Sources | Free | Admit
+_NUMBERED: Mapping[str, Callable[[int], Operation]] = {"crop": Crop, "forget": Forget, "free": Free}
 FEEDS = ("feed", "read", "whole", "other")
 SLOTS = ("copy", "file", "back", "park", "take")
+RECORDED = "recorded"
 
 
 @dataclass(frozen=True)
@@ -142,10 +186,12 @@ class History:
         return any(isinstance(operation, Feed) and operation.padded for operation in self.operations)
 
     def forgetful(self) -> History:
-        """The same, with the state dropped before the last call that is heard; itself if that is the first call."""
-        calls = [i for i, operation in enumerate(self.operations) if isinstance(operation, Feed)]
-        last = max((i for i in calls if self.operations[i].heard), default=0)  # type: ignore[union-attr]
-        if not calls or last == calls[0]:
+        """The same, with the state dropped before the last call that is heard; itself if nothing is read before it."""
+        heard = [i for i, operation in enumerate(self.operations) if isinstance(operation, Feed) and operation.heard]
+        last = max(heard, default=0)
+        forgotten = max((i for i, o in enumerate(self.operations[:last]) if isinstance(o, Forget)), default=0)
+        before = self.operations[forgotten:last]
+        if not any(isinstance(operation, Feed) and operation.word in ("feed", "read") for operation in before):
             return self
         return replace(self, operations=(*self.operations[:last], Lose(), *self.operations[last:]))
 
@@ -153,6 +199,8 @@ class History:
 @dataclass(frozen=True)
 class Claim:
     """`found` gives what the histories of `expected` give, their rows below each other, for these sequences.
+
+    Without any, each call of `found` gives what one whole call over all that its row has read gives.
 
     >>> claim = Claim.parse("2x7@3: feed(0:6, left 2/0) feed(6:7) == of(0) feed(0:4) feed(6:7) & of(1) whole(0:7)")
     >>> claim.found.operations[0], len(claim.expected)
@@ -168,7 +216,8 @@ class Claim:
     expected: tuple[History, ...]
 
     def __str__(self) -> str:
-        return f"{self.rows}x{self.length}@{self.seed}: {self.found} == {' & '.join(map(str, self.expected))}"
+        expected = " & ".join(map(str, self.expected)) or RECORDED
+        return f"{self.rows}x{self.length}@{self.seed}: {self.found} == {expected}"
 
     @staticmethod
     def parse(text: str) -> Claim:
@@ -179,7 +228,8 @@ class Claim:
         if not (drawn and colon and equal):
             raise UsageError(f"a case reads 'ROWSxLENGTH@SEED: history == history', found {text!r}")
         rows, length, seed = map(int, drawn.groups())
-        return Claim(rows, length, seed, _history(found), tuple(map(_history, expected.split("&"))))
+        histories = [] if expected.strip() == RECORDED else expected.split("&")
+        return Claim(rows, length, seed, _history(found), tuple(map(_history, histories)))
 
 
 def _history(text: str) -> History:
@@ -199,12 +249,13 @@ def _operation(text: str) -> Operation:
             return _feed(word, inside)
         if word in SLOTS:
             return Slot(word, inside.strip())
-        if word == "rows":
-            return Rows(_numbers(inside))
-        if word == "crop":
-            return Crop(int(inside))
-        if word == "forget":
-            return Forget(int(inside))
+        if word in ("rows", "sources"):
+            return (Rows if word == "rows" else Sources)(_numbers(inside))
+        if word == "admit":
+            row, span = inside.split(",")
+            return Admit(int(row), *map(int, span.split(":")))
+        if word in _NUMBERED:
+            return _NUMBERED[word](int(inside))
         if word in ("move", "lose"):
             return Move() if word == "move" else Lose()
     except ValueError:

@@ -11,16 +11,17 @@ from __future__ import annotations
 import copy
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from statecheck.errors import CapabilityMissing
+from statecheck.errors import CapabilityMissing, ModelRaised, NotOffered
 from statecheck.histories.drawing import values
-from statecheck.histories.operations import Claim, Crop, Feed, Forget, History, Lose, Move, Operation, Rows, Slot
+from statecheck.histories.operations import Admit, Claim, Crop, Feed, Forget, History, Lose, Move, Operation, Rows, Slot
+from statecheck.histories.recorded import Batch, Piece, Record, Whole, begin, own, wholes
 from statecheck.protocol import Capability, Native, StatefulModel, States, fresh, native_of
 from statecheck.states import clone
 from statecheck.states import rows as rows_of
@@ -50,10 +51,15 @@ def play(model: StatefulModel, history: History, sequences: Sequences, route: st
 
     Raises :class:`CapabilityMissing` for an operation that this route lacks, and what the model raises.
     """
+    return [torch.cat(parts) for parts in zip(*calls(model, history, sequences, route), strict=True)]
+
+
+def calls(model: StatefulModel, history: History, sequences: Sequences, route: str) -> list[Heard]:
+    """As :func:`play`, each call apart: of its rows, those that are no free slots."""
     player = (_Native if route == "native" else _Functional)(fresh(model), sequences, history)
     for operation in history.operations:
         player.do(operation)
-    return [torch.cat(parts) for parts in zip(*player.heard, strict=True)]
+    return player.heard
 
 
 def plain(model: StatefulModel, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -64,19 +70,34 @@ def plain(model: StatefulModel, inputs: Tensor, mask: Tensor | None = None) -> T
     return fresh(model)(inputs) if mask is None else fresh(model)(inputs, mask=mask)
 
 
+def called(sequences: Sequences, whole: Whole) -> Tensor:
+    """The inputs of a whole call over what rows have read."""
+    columns = zip(*whole.read, strict=True)
+    return torch.cat([torch.stack([_piece(sequences, piece) for piece in column]) for column in columns], 1)
+
+
+def _piece(sequences: Sequences, piece: Piece) -> Tensor:
+    return (sequences.y if piece.other else sequences.x)[piece.row, piece.start : piece.stop]
+
+
 @dataclass
 class _Player(ABC):
-    """A model, the rows of the sequences that its batch reads now, and what was heard."""
+    """A model, the record of what the rows of its batch read, and what was heard."""
 
     model: StatefulModel
     sequences: Sequences
     history: History
-    rows: list[int] = field(init=False)
+    record: Record = field(init=False)
     heard: list[Heard] = field(default_factory=list)
-    slots: dict[str, tuple[object, list[int]]] = field(default_factory=dict)
+    slots: dict[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.rows = list(self.history.of) or list(range(len(self.sequences.x)))
+        self.record = Record(Batch.of(begin(self.history, len(self.sequences.x))))
+
+    @property
+    def rows(self) -> list[int]:
+        """The rows of the sequences that the batch reads now."""
+        return list(self.record.batch.rows)
 
     def do(self, operation: Operation) -> None:
         """One operation."""
@@ -85,12 +106,12 @@ class _Player(ABC):
                 self.feed(operation)
             case Rows(index):
                 self.reorder(torch.tensor(index))
-                self.rows = [self.rows[i] for i in index]
             case Crop(length):
                 self.crop(length)
-            case Forget(rows):
+            case Forget():
                 self.forget()
-                self.rows = list(range(rows))
+            case Admit(row, start, stop):
+                self.admit(row, self.sequences.x[[self.rows[row]], start:stop])
             case Slot(word, name):
                 self.use_slot(word, name)
             case Lose():
@@ -99,6 +120,7 @@ class _Player(ABC):
                 state = self.taken()
                 self.model = rebuilt(self.model)
                 self.give(state)
+        self.record.do(operation)
 
     def feed(self, feed: Feed) -> None:
         inputs, mask = self._inputs(feed)
@@ -107,8 +129,9 @@ class _Player(ABC):
         else:
             outputs = self.call(inputs, mask if self.history.padded else None)
         if feed.heard:
-            own = [row[real] for row, real in zip(outputs, mask, strict=True)]
-            self.heard.append([row[: feed.first] if feed.first else row for row in own])
+            kept = zip(outputs, mask, self.record.batch.free, strict=True)
+            real = [row[where] for row, where, free in kept if not free]
+            self.heard.append([row[: feed.first] if feed.first else row for row in real])
 
     def _inputs(self, feed: Feed) -> tuple[Tensor, Tensor]:
         """(rows, time) inputs with their padding, and which of them are real."""
@@ -116,26 +139,25 @@ class _Player(ABC):
         inputs = source[self.rows, feed.start : feed.stop].clone()
         mask = torch.ones(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
         width = feed.stop - feed.start
-        for row, (left, right) in enumerate(zip(_counts(feed.left, inputs), _counts(feed.right, inputs), strict=True)):
-            own = source[self.rows[row], feed.start : feed.stop - left - right]
+        for row, count in enumerate(own(feed, len(inputs)) if feed.padded else ()):
+            left = feed.left[row] if feed.left else 0
             pad = self.sequences.pad[self.rows[row], :width]
-            inputs[row] = torch.cat([pad[:left], own, pad[width - right :]])
+            real = source[self.rows[row], feed.start : feed.start + count]
+            inputs[row] = torch.cat([pad[:left], real, pad[left + count :]])
             mask[row, :left] = False
-            mask[row, width - right :] = False
+            mask[row, left + count :] = False
         return inputs, mask
 
     def use_slot(self, word: str, name: str) -> None:
         if word in ("copy", "file"):
-            self.slots[name] = ((self.copied if word == "copy" else self.filed)(), list(self.rows))
+            self.slots[name] = (self.copied if word == "copy" else self.filed)()
         elif word == "back":
-            state, self.rows = self.slots[name][0], list(self.slots[name][1])
-            self.give(self.duplicate(state))
+            self.give(self.duplicate(self.slots[name]))
         elif word == "park":
-            self.slots[name] = (self.taken(), list(self.rows))
+            self.slots[name] = self.taken()
             self.model.set_states(None)
         else:
-            state, self.rows = self.slots[name][0], list(self.slots[name][1])
-            self.give(state)
+            self.give(self.slots[name])
 
     # What the two routes do in their own ways.
 
@@ -150,6 +172,9 @@ class _Player(ABC):
 
     @abstractmethod
     def forget(self) -> None: ...
+
+    @abstractmethod
+    def admit(self, row: int, inputs: Tensor) -> None: ...
 
     @abstractmethod
     def taken(self) -> object: ...
@@ -186,6 +211,9 @@ class _Native(_Player):
     def forget(self) -> None:
         offered(self.native.reset, "reset")()
 
+    def admit(self, row: int, inputs: Tensor) -> None:
+        offered(None, "slots that requests are put into")
+
     def taken(self) -> object:
         return offered(self.native.held, "cache object")()
 
@@ -218,10 +246,17 @@ class _Functional(_Player):
         self.model.set_states(rows_of(self.model.get_states(), index))
 
     def crop(self, length: int) -> None:
-        raise CapabilityMissing("a recurrent state can't be rolled back as a value: keep a copy of it")
+        raise NotOffered("a recurrent state can't be rolled back as a value: keep a copy of it")
 
     def forget(self) -> None:
         self.model.set_states(None)
+
+    def admit(self, row: int, inputs: Tensor) -> None:
+        batch = self.taken()
+        self.model.set_states(None)
+        every = torch.ones(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
+        self.call(inputs, every if self.history.padded else None)
+        self.model.set_states(seated(batch, self.taken(), row))
 
     def taken(self) -> States:
         return self.model.get_states()
@@ -241,9 +276,9 @@ class _Functional(_Player):
 
 
 def offered(operation: Callable[..., object] | None, name: str) -> Callable[..., object]:
-    """The library's own operation. Raises :class:`CapabilityMissing` where it offers none."""
+    """The library's own operation. Raises :class:`NotOffered` where it offers none."""
     if operation is None:
-        raise CapabilityMissing(f"the library offers no {name} of its own")
+        raise NotOffered(f"the library offers no {name} of its own")
     return operation
 
 
@@ -253,16 +288,43 @@ def rebuilt(model: StatefulModel) -> StatefulModel:
     return model.rebuild()  # type: ignore[attr-defined]
 
 
-def _counts(pads: Sequence[int], inputs: Tensor) -> Sequence[int]:
-    return pads or [0] * len(inputs)
+def seated(batch: States, request: States, row: int) -> States:
+    """`batch` with the one row of `request` in place of its row `row`. Raises :class:`CapabilityMissing`, with the
+    shapes, where the two don't fit: a cache that grows holds one length for all rows.
+
+    >>> seated({"h": torch.zeros(3, 2)}, {"h": torch.ones(1, 2)}, 1)["h"][:, 0]
+    tensor([0., 1., 0.])
+    """
+    shapes = [{name: tuple(value.shape[1:]) for name, value in states.items()} for states in (batch, request)]
+    for name in shapes[0].keys() | shapes[1].keys():
+        if shapes[0].get(name) != shapes[1].get(name):
+            found = f"{shapes[0].get(name)} in the batch, {shapes[1].get(name)} in the request"
+            raise CapabilityMissing(f"rows with states of other shapes can't be put together: {name} is {found}")
+    return {name: torch.cat([value[:row], request[name], value[row + 1 :]]) for name, value in batch.items()}
 
 
 def sides(model: StatefulModel, claim: Claim, route: str, *, apart: bool = False) -> tuple[Heard, Heard]:
-    """What was found and what was expected, row by row; `apart`: the latter on a copy that never read."""
+    """What was found and what was expected, row by row; `apart`: the latter on a copy that never read.
+
+    Of a claim that ends in `recorded` these are the rows of each call, the calls one after another. Raises
+    :class:`CapabilityMissing` where the model raises in what is expected: the claim then says nothing.
+    """
     sequences = Sequences.of(model, claim)
     other = rebuilt(model) if apart else model
-    expected = [row for history in claim.expected for row in play(other, history, sequences, route)]
+    try:
+        expected = _expected(other, claim, sequences, route)
+    except ModelRaised as error:
+        raise CapabilityMissing(f"there is nothing to compare with: {error}") from error
+    if not claim.expected:
+        return [row for call in calls(model, claim.found, sequences, route) for row in call], expected
     return play(model, claim.found, sequences, route), expected
+
+
+def _expected(model: StatefulModel, claim: Claim, sequences: Sequences, route: str) -> Heard:
+    if claim.expected:
+        return [row for history in claim.expected for row in play(model, history, sequences, route)]
+    asked = [whole for call in wholes(claim) for whole in call]
+    return [row for whole in asked for row in plain(model, called(sequences, whole))[:, -whole.last :]]
 
 
 def lacking(model: StatefulModel, claim: Claim, route: str) -> str:
@@ -272,9 +334,9 @@ def lacking(model: StatefulModel, claim: Claim, route: str) -> str:
     native = native_of(model)
     for operation in (o for history in (claim.found, *claim.expected) for o in history.operations):
         name = _OWN.get(type(operation), "")
-        if name and getattr(native, name) is None:
+        if name and getattr(native, name, None) is None:
             return name
     return ""
 
 
-_OWN: Mapping[type, str] = {Rows: "reorder", Crop: "crop", Forget: "reset", Slot: "held", Move: "held"}
+_OWN: Mapping[type, str] = {Rows: "reorder", Crop: "crop", Forget: "reset", Slot: "held", Move: "held", Admit: "slots"}

@@ -60,10 +60,11 @@ def _native(model: StatefulModel, first: Tensor, second: Tensor) -> Deviation:
     watched.add({"the outputs of the first call": model(first)})
     native = native_of(model)
     if native.held is not None:
-        parked = native.held()
-        watched.add(_tensors(parked), "put aside with its sequence, ")
+        parked, told = native.held(), "put aside with its sequence, "
+        watched.add(_tensors(parked), told)
         model.set_states(None)
         model(second)
+        watched.look_again(_tensors(parked), told)
     else:
         _on(model, second)
     return watched.changed()
@@ -87,7 +88,7 @@ def _on(model: StatefulModel, inputs: Tensor) -> None:
 
 
 def _tensors(held: object) -> dict[str, Tensor]:
-    return {name(path): leaf for path, leaf in leaves(held).items() if isinstance(leaf, Tensor)}
+    return {name(path): torch.as_tensor(leaf) for path, leaf in leaves(held).items()}
 
 
 class _Watched:
@@ -101,6 +102,11 @@ class _Watched:
         for key, value in held.items():
             self.held[prefix + key] = value
             self.copies[prefix + key] = value.detach().clone()
+
+    def look_again(self, held: Held, prefix: str) -> None:
+        """What an object holds now, that may have been given other tensors in place of those that were added."""
+        for key in [key for key in self.held if key.startswith(prefix)]:
+            self.held[key] = held.get(key.removeprefix(prefix), torch.empty(0))
 
     def changed(self) -> Deviation:
         """The largest relative change of a tensor, and which it was."""

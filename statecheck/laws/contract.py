@@ -208,7 +208,8 @@ def run_search(
         note = f"simplest: {found.simplest} gives {found.deviations[found.simplest]}"
         return Held(Measurement.exact(name, found.worst, unit="floors", n=examples, note=note), (), str(found.simplest))
     if found.ended_early:
-        return Absence(name, Status.SKIP, f"not run to its end: time was up after {examples} examples")
+        reason = f"not run to its end: time was up after {examples} examples"
+        return Absence(name, Status.SKIP, reason, unfinished=True)
     if not examples:
         reasons = sorted(found.unusable.values(), key=lambda reason: not isinstance(reason, NotOffered))
         absent = Status.NOT_APPLICABLE if reasons and isinstance(reasons[0], NotOffered) else Status.SKIP
@@ -231,7 +232,7 @@ def outcome_of(evidence: Evidence, parts: Sequence[Held | Absence]) -> Outcome:
     floor = floor_of(evidence)
     shown = [Measurement.exact("noise floor", floor.value, unit="relative", note=str(floor))] if held else []
     return Outcome(
-        tuple(part.measurement for part in held),
+        tuple(replace(part.measurement, broken=part.broken) for part in held),
         tuple(part for part in parts if isinstance(part, Absence)),
         (*shown, *(one for part in held for one in part.shown)),
     )

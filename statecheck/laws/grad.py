@@ -48,6 +48,9 @@ def gradients_right(evidence: Evidence) -> Outcome:
     if twin is None:
         raise CapabilityMissing("the model can't be copied: its gradients are left alone")
     twin = cast(StatefulModel, twin)
+    if not any(value.requires_grad for value in _module(twin).parameters()):
+        reason = "the model has no parameters that take gradients"
+        return Outcome(absences=tuple(Absence(f"GRAD.{p}", Status.NOT_APPLICABLE, reason) for p in ("native", *_OTHERS)))
     try:
         floor = _floor(evidence, twin)
     except ModelRaised as error:
@@ -84,7 +87,7 @@ def _floor(evidence: Evidence, twin: StatefulModel) -> float:
 
 
 def _native(evidence: Evidence, twin: StatefulModel, floor: float) -> Held | Absence:
-    name = "GRAD.native"
+    name, own = "GRAD.native", torch.get_default_dtype()
     with in_float64(evidence.model) as truth:
         if truth is None:
             return Absence(name, Status.SKIP, "the model does not run in float64: there is nothing to compare with")
@@ -96,10 +99,18 @@ def _native(evidence: Evidence, twin: StatefulModel, floor: float) -> Held | Abs
                 expected = _of(truth, wide)
             except ModelRaised as error:
                 raise CapabilityMissing(f"there is nothing to compare with: {error}") from error
+            torch.set_default_dtype(own)
             try:
-                error, parameter = apart(_of(twin, inputs), expected)
+                found = _of(twin, inputs)
+                outputs = _outputs(twin, inputs)
             except ModelRaised as raised:
                 return Deviation(float("inf"), str(raised))
+            finally:
+                torch.set_default_dtype(torch.float64)
+            wrong = [key for key, value in found.items() if not bool(torch.isfinite(value).all())]
+            if wrong and bool(torch.isfinite(outputs).all()):  # in float64 as well, perhaps
+                return Deviation(float("inf"), f"not finite for parameter {wrong[0]}, though outputs are")
+            error, parameter = apart(found, expected)
             return Deviation(error, f"largest for parameter {parameter}")
 
         drawn = st.tuples(rows(), long_lengths(evidence.facts), seeds())

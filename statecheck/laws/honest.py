@@ -16,6 +16,7 @@ from statecheck.verdict import Absence, Measurement, Status, Where
 
 STEPS = 3
 READ = 24  # elements before a part is exchanged: more than windows of a convolution, fewer than a state forgets
+SHORTER = 5  # elements fewer: a tensor that is the same after as many elements counts them
 DRAWS = 3
 
 
@@ -27,7 +28,8 @@ def honest(evidence: Evidence) -> Outcome:
     HONEST.complete     after the model has read something else, in a batch of another size, a state that is put back
                         brings the same future: whatever is outside of it was overwritten meanwhile, and did not matter
     HONEST.necessary    each tensor of the state (positions, masks and flags apart), exchanged for that of another
-                        history, changes the future: the floors by which it does, one number a tensor
+                        history, a shorter one where only the length tells, changes the future: the floors by which it
+                        does, one number a tensor
 
     >>> import statecheck as sc, torch
     >>> from statecheck.probes.contract import gather
@@ -93,6 +95,9 @@ def _effects(evidence: Evidence, *, seed: int) -> dict[str, float]:
     model = evidence.model
     here, there = (values(evidence.facts, 2, READ + STEPS, seed + offset) for offset in (0, 1000))
     own, other = (_after(model, inputs[:, :READ]) for inputs in (here, there))
+    shorter = _after(model, there[:, : READ - SHORTER])
+    counted = [name for name, value in own.items() if torch.equal(value, other[name])]
+    other = replace(other, shorter, [name for name in counted if shorter[name].shape == own[name].shape])
     expected = _future(model, own, here[:, READ:])
     return {
         name: deviation(_future(model, replace(own, other, [name]), here[:, READ:]), expected).error

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from statecheck.adapters.contract import asking
 from statecheck.deviation import deviation
 from statecheck.errors import ModelRaised
 from statecheck.histories.drawing import LONGEST, MOST_ROWS, values
@@ -77,17 +78,16 @@ def _through_state_dict(model: StatefulModel) -> StatefulModel | str:
     if other is None:
         return "no copy of the module can be made to load into"
     module: nn.Module = other.module  # type: ignore[attr-defined]
-    saved = copy.deepcopy(model.module.state_dict())  # type: ignore[attr-defined]
-    saved = {name: value for name, value in saved.items() if name in module.state_dict()}
+    there = asking(module.state_dict)
+    saved = copy.deepcopy(asking(model.module.state_dict))  # type: ignore[attr-defined]
+    saved = {name: value for name, value in saved.items() if name in there}
+    learned = {name: value for name, value in module.named_parameters() if value.requires_grad}
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for value in module.state_dict().values():
+        for value in {**learned, **there}.values():
             if value.is_floating_point():
                 value.copy_(torch.randn(value.shape, generator=generator))
-    try:
-        module.load_state_dict(saved)
-    except Exception as error:
-        raise ModelRaised(f"the model raised {type(error).__name__} in load_state_dict: {error}") from error
+    asking(module.load_state_dict, saved)
     return other
 
 

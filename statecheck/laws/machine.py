@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Set
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -46,12 +46,14 @@ from statecheck.laws.contract import (
     run_search,
 )
 from statecheck.protocol import Capability, ModelFacts, StateKind
-from statecheck.verdict import Absence, Status
+from statecheck.verdict import Absence, Measurement, Status
 
 STEPS = 16  # operations of a history, at most
 HISTORIES = 2  # for each example that another law takes: many operations, and few of them meet
 SLOT_NAMES = "abc"
 MOST_BACK = 5
+
+SHRINKS = 60  # claims that hypothesis may try to shrink one that is broken; the history itself is made shorter then
 
 #: What is tried first, on each route: the operations that a machine has are those that are not refused here.
 TRIED: Mapping[str, str] = {
@@ -100,6 +102,7 @@ def _held(evidence: Evidence, route: str) -> Held | Absence:
         return Absence(name, Status.SKIP, str(missing))
 
     def measure(claim: Claim) -> Deviation:
+        """As the other laws do it."""
         absent = lacking(evidence.model, claim, route)
         if absent:
             raise CapabilityMissing(f"the library offers no {absent} of its own")
@@ -118,31 +121,62 @@ def _held(evidence: Evidence, route: str) -> Held | Absence:
     if effort.case:
         return run_search(evidence, name, st.just(Claim.parse(effort.case)), measure, control)
     refused = refusals(evidence, route)
-    drawn = histories(evidence.facts, frozenset(TRIED) - refused.keys())
+    watched = Watched(measure, WORTH * floor_of(evidence).value)
     more = replace(evidence, effort=replace(effort, examples=HISTORIES * effort.examples))
-    held = run_search(more, name, drawn, measure, control)
-    if isinstance(held, Absence):
-        return held
+    try:
+        held = run_search(more, name, histories(evidence.facts, frozenset(TRIED) - refused.keys()), watched, control)
+    except Shrunk:
+        held = None
+    if watched.broken:
+        return _shortest(evidence, name, watched)
+    assert held is not None
     note = "; ".join(f"without {operation}: {reason}" for operation, reason in refused.items())
-    if held.broken:
-        shortest, found = _shortest(evidence, Claim.parse(held.broken), measure)
-        note = f"simplest: {shortest} gives {found}"
-        held = replace(held, broken=str(shortest))
-    return replace(held, measurement=replace(held.measurement, note=note))
+    return replace(held, measurement=replace(held.measurement, note=note)) if isinstance(held, Held) else held
 
 
-def _shortest(evidence: Evidence, claim: Claim, measure: Callable[[Claim], Deviation]) -> tuple[Claim, Deviation]:
-    """The claim without what it does not need, and its deviation; it may take half the time of the search."""
+class Shrunk(BaseException):
+    """Ends the search: hypothesis has shrunk for long enough. No exception that hypothesis would take for a finding."""
+
+
+@dataclass
+class Watched:
+    """Measures claims, keeps those that are broken, and ends the search `SHRINKS` claims after the first of them."""
+
+    measure: Callable[[Claim], Deviation]
+    enough: float
+    broken: dict[Claim, Deviation] = field(default_factory=dict)
+    measured: int = 0
+    left: int = SHRINKS
+
+    def __call__(self, claim: Claim) -> Deviation:
+        if self.left == 0:
+            raise Shrunk
+        found = self.measure(claim)
+        self.measured += 1
+        if found.error > self.enough:
+            self.broken[claim] = found
+        self.left -= bool(self.broken)
+        return found
+
+
+def _shortest(evidence: Evidence, name: str, watched: Watched) -> Held:
+    """The shortest broken claim without what it does not need. That may take half the time of a search again."""
     end = time.monotonic() + evidence.effort.seconds / 2
-    enough = WORTH * floor_of(evidence).value
 
     def broken(shorter: Claim) -> bool:
         with suppress(CapabilityMissing):
-            return time.monotonic() < end and measure(shorter).error > enough
+            return time.monotonic() < end and watched.measure(shorter).error > watched.enough
         return False
 
-    shortest = reduced(claim, broken)
-    return shortest, measure(shortest)
+    claim = reduced(min(watched.broken, key=_length), broken)
+    worst = max(found.error for found in watched.broken.values()) / floor_of(evidence).value
+    note = f"simplest: {claim} gives {watched.measure(claim)}"
+    measurement = Measurement.exact(name, worst, unit="floors", n=watched.measured, note=note)
+    return Held(measurement, (), str(claim))
+
+
+def _length(claim: Claim) -> tuple[int, int, str]:
+    return len(claim.found.operations), claim.length, str(claim)
 
 
 def refusals(evidence: Evidence, route: str) -> dict[str, str]:

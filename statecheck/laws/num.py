@@ -76,18 +76,13 @@ def _extreme(evidence: Evidence) -> Measurement | Absence:
     if twin is None:
         return Absence(name, Status.SKIP, "the model can't be copied: its parameters are left alone")
     inputs = values(evidence.facts, ROWS, PREFILL + STEPS, evidence.seed)
-    found: list[str] = []
     vectors = [key for key, value in _module(twin).named_parameters() if value.dim() == 1 and value.is_floating_point()]
     chosen = sorted(evidence.generator(name).permutation(vectors)[:MOST_SHIFTED])
     with in_float64(evidence.model) as truth:
         assert truth is not None
         wide = inputs.double() if inputs.is_floating_point() else inputs
-        for key in chosen:
-            for shift in SHIFTS:
-                if not _finite(truth, wide, key, shift):
-                    continue
-                if not _finite(twin, inputs, key, shift):
-                    found.append(f"{key} {shift:+g}")
+        tried = [(key, shift) for key in chosen for shift in SHIFTS if _finite(truth, wide, key, shift)]
+    found = [f"{key} {shift:+g}" for key, shift in tried if not _finite(twin, inputs, key, shift)]
     note = f"not finite with {', '.join(found[:4])}" if found else ""
     return Measurement.exact(name, len(found), unit="parameters", n=len(SHIFTS) * len(chosen), note=note)
 

@@ -1,0 +1,59 @@
+"""A survey as Markdown: a table of models and laws, and the evidence of each law that is broken."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from statecheck.report.markdown import escape_line as markdown
+
+MARKS = {"PASS": "·", "FAIL": "**F**", "SKIP": "s", "NOT_APPLICABLE": "–", "INCONCLUSIVE": "?", "WARN": "w", "ERROR": "E"}
+Row = Mapping[str, Any]
+
+
+def page(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
+    """The whole page: what was run, the table, the evidence, and what could not be looked at."""
+    run = [row for row in rows if row["stage"] == "run"]
+    return "\n".join(
+        [
+            f"# Survey of {about['library']} {about['release']}",
+            "",
+            f"{len(rows)} causal language models, each tiny, with random weights: {len(run)} run, of these"
+            f" {sum(row['recurrent'] for row in run)} with a recurrent part. Profile {about['profile']}; torch"
+            f" {about['torch']}; {about['minutes']:.0f} minutes on {about['jobs']} processes.",
+            "",
+            "· holds, **F** is broken, ? could not tell, s could not be tried, – does not apply, w warns.",
+            "",
+            *_table([row for row in run if row["recurrent"]], "Models with a recurrent part"),
+            *_table([row for row in run if not row["recurrent"]], "Models with keys and values alone"),
+            "## Evidence",
+            "",
+            *_evidence(run),
+            "## Not run",
+            "",
+            *(f"- `{row['model']}`: {row['stage']}: {markdown(row['reason'])}" for row in rows if row["stage"] != "run"),
+            "",
+        ]
+    )
+
+
+def _table(rows: Sequence[Row], title: str) -> Iterator[str]:
+    laws = list(dict.fromkeys(law["id"] for row in rows for law in row["laws"]))
+    yield from (f"## {title}", "", f"| model | {' | '.join(laws)} |", "|---" * (len(laws) + 1) + "|")
+    for row in rows:
+        found = {law["id"]: MARKS.get(law["status"], law["status"]) for law in row["laws"]}
+        yield f"| {row['model']} | {' | '.join(found.get(law, '') for law in laws)} |"
+    broken = Counter(law["id"] for row in rows for law in row["laws"] if law["status"] == "FAIL")
+    yield f"| broken | {' | '.join(str(broken[law]) for law in laws)} |"
+    yield ""
+
+
+def _evidence(rows: Sequence[Row]) -> Iterator[str]:
+    for row in rows:
+        failed = [law for law in row["laws"] if law["status"] == "FAIL"]
+        if failed:
+            yield f"### {row['model']} (`{row['class']}`)"
+            yield ""
+            yield from (f"- {law['id']}: {markdown(law['reason'])}" for law in failed)
+            yield ""
