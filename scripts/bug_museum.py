@@ -7,7 +7,7 @@
     python scripts/bug_museum.py table                   what was found so far
 
 Each release is installed with pip into an environment of its own under --envs, with torch and this checkout: about
-1.2 GB each. Results are JSON files in --out, one for each exhibit and release; those that are there are not run again.
+1.5 GB each. Results are JSON files in --out, one for each exhibit and release; those that are there are not run again.
 `table` ends with 1 if a bug was missed, or a release that is free of it was not silent.
 """
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from statecheck.adapters import wrap
+    from statecheck.adapters import wrap, wrap_op
     from statecheck.probes.contract import probe
     from statecheck.protocol import (
         Capability,
@@ -60,10 +60,11 @@ __all__ = [
     "probe",
     "trace",
     "wrap",
+    "wrap_op",
 ]
 
 _HOMES = {
-    "statecheck.adapters": ("wrap",),
+    "statecheck.adapters": ("wrap", "wrap_op"),
     "statecheck.probes.contract": ("probe",),
     "statecheck.protocol": (
         "Capability",

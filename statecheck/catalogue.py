@@ -225,6 +225,8 @@ ITEMS: Mapping[str, ItemEntry] = {
 
 #: The items that are laws: what they find is a case that can be played again.
 LAWS = tuple(id for id, entry in ITEMS.items() if entry.target.startswith(_LAWS))
+#: Those of them that draw what is no history: a case says nothing to them.
+CASELESS = frozenset({"ALIAS", "GRAD", "LOAD", "NUM", "PACK", "SIZE"})
 
 
 def items(extra: Iterable[Callable[..., Any]] = ()) -> dict[str, ItemEntry]:

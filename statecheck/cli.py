@@ -45,6 +45,11 @@ LoadSeconds = Annotated[float, typer.Option(min=0.001, help="Limit for loading t
 MaxSeconds = Annotated[float | None, typer.Option(min=0.001, help="Limit for the whole run.")]
 MaxMemory = Annotated[str | None, typer.Option(metavar="SIZE", help="Limit like 2GB; default: 80 % of what is free.")]
 Suite = Annotated[str, typer.Option(help="A bundled suite, or a suite file.")]
+Junit = Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write JUnit XML too.")]
+Github = Annotated[
+    bool | None,
+    typer.Option("--github/--no-github", help="Annotations for GitHub; default: where GITHUB_ACTIONS=true."),
+]
 
 
 @app.command()
@@ -66,6 +71,8 @@ def run(
     fresh: Fresh = False,
     model_name: Name = None,
     loader: Loader = None,
+    junit: Junit = None,
+    github: Github = None,
 ) -> int:
     """Check a model: the exit code is the verdict.
 
@@ -78,7 +85,77 @@ def run(
     limits = make_limits(
         cell_seconds=cell_seconds, load_seconds=load_seconds, max_memory=max_memory, max_seconds=max_seconds
     )
-    return command.run(asked, suite=suite, only=only or [], seed=seed, out=out, fresh=fresh, limits=limits)
+    told = command.Told.of(junit, github)
+    return command.run(asked, suite=suite, only=only or [], seed=seed, out=out, fresh=fresh, limits=limits, told=told)
+
+
+@app.command()
+def conform(
+    model: Spec = None,
+    law: Annotated[list[str] | None, typer.Option(metavar="LAW", help="Only this law (repeat).")] = None,
+    case: Annotated[
+        str, typer.Option(metavar="CASE", help="Only this case, as a report prints it; with exactly one --law.")
+    ] = "",
+    seed: Seed = 0,
+    examples: Annotated[
+        int | None, typer.Option(min=1, help="Cases that each part of a law draws; default: 40.")
+    ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="Limit for each part of a law; what is not through by then is SKIP. Default: 10."),
+    ] = None,
+    expect_failure: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LAW=REASON", help="A failure that is known: PADR, or PADR.native alone (repeat)."),
+    ] = None,
+    device: Device = "cpu",
+    dtype: Dtype = None,
+    out: Out = None,
+    fresh: Fresh = False,
+    junit: Junit = None,
+    github: Github = None,
+    max_seconds: MaxSeconds = None,
+    cell_seconds: CellSeconds = 900.0,
+    load_seconds: LoadSeconds = 900.0,
+    max_memory: MaxMemory = None,
+    model_name: Name = None,
+    loader: Loader = None,
+) -> int:
+    """Is the state implemented right? Laws, and the shortest history that breaks each.
+
+    For every law that fails, the report has the case, the first wrong element, the command that plays it again, and a
+    script in violations/ of the run directory.
+    """
+    from statecheck.commands import conform as command
+    from statecheck.commands.asking import Asked, make_limits
+    from statecheck.commands.run import Told
+
+    asked = Asked(model, model_name, loader, device, dtype)
+    wanted = command.Wanted(
+        law or [], command.Budget(examples, seconds, case), command.parse_expected(expect_failure or [])
+    )
+    limits = make_limits(
+        cell_seconds=cell_seconds, load_seconds=load_seconds, max_memory=max_memory, max_seconds=max_seconds
+    )
+    told = Told.of(junit, github)
+    return command.conform(asked, wanted, seed=seed, out=out, fresh=fresh, limits=limits, told=told)
+
+
+@app.command()
+def survey(
+    library: Annotated[str, typer.Argument(metavar="LIBRARY", help="transformers: every causal model it holds.")],
+    profile: Annotated[str, typer.Option(metavar="quick|full", help="quick: keys alone get a short run.")] = "quick",
+    only: Annotated[list[str] | None, typer.Option(metavar="MODEL", help="Only this model (repeat).")] = None,
+    out: Annotated[Path, typer.Option(metavar="D", help="Folder of the results; the same one resumes.")] = Path(
+        "statecheck-survey"
+    ),
+    jobs: Annotated[int, typer.Option(min=1, help="Processes side by side.")] = 2,
+    limit: Annotated[float, typer.Option(min=1.0, metavar="SECONDS", help="Limit for one model.")] = 300.0,
+) -> int:
+    """Run the laws on every model of an installed library, each built tiny with random weights."""
+    from statecheck.commands import survey as command
+
+    return command.survey(library, profile=profile, only=only or [], out=out, jobs=jobs, limit=limit)
 
 
 @app.command()
@@ -98,7 +175,10 @@ def ls() -> int:
 
 
 @app.command()
-def show(item: Annotated[str, typer.Argument(metavar="ITEM")], suite: Suite = "phase39") -> int:
+def show(
+    item: Annotated[str, typer.Argument(metavar="ITEM")],
+    suite: Annotated[str | None, typer.Option(help="A suite that judges it; default: a bundled one.")] = None,
+) -> int:
     """Explain an item and its thresholds."""
     from statecheck.commands import tables
 

@@ -51,23 +51,28 @@ class Decision:
 def decide(verdicts: Iterable[Verdict]) -> Decision:
     """Fold verdicts in the order FAIL, blocked (ERROR, SKIP, STALE, INCONCLUSIVE where required), WARN, PASS.
 
-    Nothing that ran at all is exit 5. A FAIL of an item that is not required fails all the same, and where no item
-    passed (each one is an ERROR that is not required, say) nothing is passed.
+    Nothing that ran at all is exit 5, but what a budget ended is exit 3. A FAIL of an item that is not required fails
+    all the same, and where no item passed (each one is an ERROR that is not required, say) nothing is passed.
     """
     rows = list(verdicts)
     statuses = {row.status for row in rows}
-    if not statuses - {Status.SKIP, Status.NOT_APPLICABLE}:
+    if not statuses - {Status.SKIP, Status.NOT_APPLICABLE} and not any(row.unfinished for row in rows):
         return Decision("INCONCLUSIVE", None, 5)
     failed = [row for row in rows if row.status is Status.FAIL]
     if failed:
         return Decision("FAIL", "C" if any(map(_architectural, failed)) else "B", 1)
-    if any(row.required and row.status in BLOCKING for row in rows):
+    if any(map(blocks, rows)):
         return Decision("INCONCLUSIVE", None, 3)
     if Status.WARN in statuses:
         return Decision("INCONCLUSIVE", "B", 3)
     if Status.PASS not in statuses:
         return Decision("INCONCLUSIVE", None, 3)
     return Decision("PASS", "A", 0)
+
+
+def blocks(row: Verdict) -> bool:
+    """True for what keeps the gate shut undecided: of a required item, or begun and ended by a budget."""
+    return (row.required or row.unfinished) and row.status in BLOCKING
 
 
 def _architectural(row: Verdict) -> bool:

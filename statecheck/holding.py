@@ -96,5 +96,5 @@ def put(root: Any, path: Path, value: object) -> Any:
         parts = [changed if i == key else part for i, part in enumerate(root)]
         return type(root)(*parts) if hasattr(root, "_fields") else type(root)(parts)
     elif isinstance(root, (MutableMapping, list)):
-        root[key] = changed  # type: ignore[index]
+        root[key] = changed
     return root

@@ -36,7 +36,7 @@ class Floor:
         return f"{self.value:.2g} relative ({', '.join(f'{name} {value:.2g}' for name, value in self.ways)})"
 
 
-#: Of the outputs' dtype, where the model can't be copied or shows no parameters to move: rounding of a few dependent operations.
+#: Of the outputs' dtype, where the model can't be copied or shows no parameters to move: a few dependent operations.
 ASSUMED = 16.0
 
 
@@ -58,10 +58,10 @@ def noise_floor(model: StatefulModel, inputs: Tensor, *, seed: int = 0, times: i
     if twin is None or next(twin.module.parameters(), None) is None:  # type: ignore[attr-defined]
         ways["assumed"] = ASSUMED * spacing
         return Floor(max(ways.values()), tuple(ways.items()))
-    with in_float64(model) as truth, suppress(Exception):  # a kernel may know one dtype alone
+    with default_dtype(torch.float64), suppress(Exception):  # a kernel may know one dtype alone
+        truth = float64_twin(model)
         assert truth is not None
-        wide = plain(truth, inputs.double() if inputs.is_floating_point() else inputs)
-        ways["float64"] = deviation(outputs, wide).error
+        ways["float64"] = deviation(outputs, plain(truth, widened(inputs))).error
     generator = torch.Generator().manual_seed(seed)
     ways["ulp"] = max(deviation(plain(nudged(model, generator), inputs), outputs).error for _ in range(times))
     finite = {name: value for name, value in ways.items() if value < float("inf")}
@@ -78,18 +78,16 @@ def copied(model: StatefulModel) -> StatefulModel | None:
     return None
 
 
-@contextmanager
-def in_float64(model: StatefulModel) -> Iterator[StatefulModel | None]:
-    """A copy in float64, to be used inside: torch's default dtype is float64 there. None where no call succeeds."""
-    with _default(torch.float64):
-        twin = copied(model)
-        if twin is not None:
-            twin.module.double()  # type: ignore[attr-defined]
-        yield twin
+def float64_twin(model: StatefulModel) -> StatefulModel | None:
+    """A copy in float64, to be called inside `default_dtype(torch.float64)`; None where no copy can be made."""
+    twin = copied(model)
+    if twin is not None:
+        twin.module.double()  # type: ignore[attr-defined]
+    return twin
 
 
 @contextmanager
-def _default(dtype: torch.dtype) -> Iterator[None]:
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """A model that makes its first states in torch's default dtype makes them in this one."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -97,6 +95,11 @@ def _default(dtype: torch.dtype) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+def widened(inputs: Tensor) -> Tensor:
+    """Vectors in float64, ids as they are."""
+    return inputs.double() if inputs.is_floating_point() else inputs
 
 
 @torch.no_grad()

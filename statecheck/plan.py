@@ -107,7 +107,12 @@ class Plan:
         ids = [", ".join(cell.id for cell in plan.cells) for plan in (self, other)]
         if ids[0] != ids[1]:
             lines.append(f"items: {ids[0]} there, {ids[1]} now")
+        there, now = self._options(), other._options()
+        lines += _changed("", dict.fromkeys(now) | there, now)
         return lines or ["options of the cells"]
+
+    def _options(self) -> dict[str, Any]:
+        return {name: value for cell in self.cells for name, value in cell.options.items()}
 
 
 def _changed(label: str, there: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:

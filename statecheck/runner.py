@@ -10,6 +10,7 @@ import inspect
 import logging
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,8 @@ def run_item(entry: ItemEntry, item: SuiteItem, evidence: Evidence) -> Outcome:
     module = getattr(evidence.model, "module", None)
     with borrowed(module, seed=evidence.seed) as loan:
         outcome = _attempt(entry, item, evidence)
+    if evidence.effort.case:
+        outcome = _of_the_case(outcome, item)
     if not loan.changed or any(absence.name == item.id for absence in outcome.absences):
         return outcome
     return _absent(
@@ -82,6 +85,17 @@ def _attempt(entry: ItemEntry, item: SuiteItem, evidence: Evidence) -> Outcome:
         return outcome
     found = type(outcome).__name__
     return _absent(item, Status.ERROR, f"{entry.target} returned {found}: a check returns a statecheck.Outcome")
+
+
+def _of_the_case(outcome: Outcome, item: SuiteItem) -> Outcome:
+    """Parts of an item that have nothing to do with the one case that was asked for."""
+    found = {number.name for number in outcome.measurements} | {absence.name for absence in outcome.absences}
+    if item.id in found:
+        return outcome
+    others = dict.fromkeys(criterion.measurement for criterion in item.criteria)
+    reason = "another case was asked for"
+    absent = (Absence(name, Status.NOT_APPLICABLE, reason) for name in others if name not in found)
+    return replace(outcome, absences=(*outcome.absences, *absent))
 
 
 def _blame(error: StatecheckError) -> tuple[Status, str]:

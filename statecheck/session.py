@@ -9,7 +9,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import import_module
 from pathlib import Path
 from platform import platform, python_version
@@ -22,12 +22,13 @@ from statecheck.catalogue import ItemEntry, items
 from statecheck.errors import UsageError
 from statecheck.naming import Kind, read_spec
 from statecheck.plan import Cell, Plan, digest, versions
-from statecheck.probes.contract import Evidence, gather
+from statecheck.probes.contract import Effort, Evidence, gather
 from statecheck.resolve import Request, Subject, registered_model, resolve
 from statecheck.runner import check_options, run_item
-from statecheck.store import changed_sources, read_json
+from statecheck.store import changed_sources, not_written, read_json
 from statecheck.suite import Suite, parse_suite
 from statecheck.supervisor import cores
+from statecheck.verdict import Outcome
 
 #: What a cell of each kind runs: "module:function", called with the session and the cell, returns plain data.
 KINDS = {
@@ -114,11 +115,27 @@ class Session:
 
 
 def item(session: Session, cell: Cell) -> dict[str, Any]:
-    """A cell of kind "item": one check of the suite on the model."""
+    """A cell of kind "item": one check of the suite on the model; its options are the effort of a search."""
     assert session.suite is not None
     assert session.evidence is not None
     wanted = next(row for row in session.suite.items if row.id == cell.id)
-    return run_item(session.table[cell.id], wanted, session.evidence).to_json()
+    evidence = replace(session.evidence, effort=Effort(**cell.options))
+    outcome = run_item(session.table[cell.id], wanted, evidence)
+    _write_violations(session, evidence, outcome)
+    return outcome.to_json()
+
+
+def _write_violations(session: Session, evidence: Evidence, outcome: Outcome) -> None:
+    """For each law that a case broke, a script that shows it."""
+    if not any(number.broken for number in outcome.measurements):
+        return
+    from statecheck.violations import FOLDER, recipe_of_plan, write_violations
+
+    recipe = recipe_of_plan(session.plan, evidence, os.getcwd())
+    try:
+        write_violations(session.folder, evidence, outcome, recipe)
+    except OSError as error:
+        raise not_written(session.folder / FOLDER, error) from None
 
 
 def environment() -> dict[str, Any]:

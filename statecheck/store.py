@@ -4,6 +4,8 @@
     results/CELL.json     one file a cell, whole or not there
     events-WRITER.jsonl   what happened when; one writer a file, lines are only added
     worker-N.log          what the model printed, and tracebacks
+    violations/           of each law that was broken, a script that shows it, and its inputs
+    expected.json         failures that the last command was told to expect
     subject.json          what the worker found MODEL to be, the environment, and which source files it loaded
     written.json          the names of report files, so that `--fresh` removes what statecheck wrote and nothing else
     lock                  held (flock) by the one process that works here
@@ -31,7 +33,11 @@ from statecheck.errors import StatecheckError, UsageError
 from statecheck.plan import FORMAT, Cell, Plan, digest
 
 #: What statecheck writes besides reports, as shell patterns below the run directory.
-OWN_FILES = ("plan.json", "subject.json", "written.json", "results/*.json", "events-*.jsonl", "worker-*.log")
+OWN_FILES = (
+    *("plan.json", "subject.json", "written.json", "expected.json", "results/*.json", "events-*.jsonl"),
+    *("worker-*.log", "violations/*/*.py", "violations/*/*.safetensors", "violations/*.pt"),
+)
+EXPECTED = "expected.json"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -206,6 +212,17 @@ class EventLog:
             raise not_written(self._path, error) from None
 
 
+def write_expected(folder: Path, expected: Mapping[str, str]) -> None:
+    """Remember the failures that are expected, by item or part, with the reasons."""
+    if expected or (folder / EXPECTED).exists():
+        write_json(folder / EXPECTED, dict(expected))
+
+
+def read_expected(folder: Path) -> dict[str, str]:
+    """The failures that are expected, with the reasons."""
+    return dict(read_json(folder / EXPECTED) or {})
+
+
 def changed_sources(folder: Path) -> list[str]:
     """Files that the numbers rest on (sources of the user's, what came with the model) and that have changed since."""
     subject = read_json(folder / "subject.json") or {}
@@ -282,8 +299,10 @@ def _leftover(path: Path) -> bool:
 def _remove_own(path: Path) -> None:
     """Remove what statecheck wrote; folders of ours go only when nothing else is in them."""
     reports = [path / name for name in read_json(path / "written.json") or []]
-    for file in [*reports, *(file for pattern in OWN_FILES for file in path.glob(pattern))]:
+    own = [*reports, *(file for pattern in OWN_FILES for file in path.glob(pattern))]
+    for file in own:
         file.unlink(missing_ok=True)
-    for folder in sorted({path / "results", *(file.parent for file in reports)} - {path}, reverse=True):
+    folders = {path / "results", path / "violations", *(file.parent for file in own)}
+    for folder in sorted(folders - {path}, reverse=True):
         if folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()

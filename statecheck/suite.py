@@ -31,8 +31,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from statecheck.catalogue import ITEMS, ItemEntry, suggest
+from statecheck.catalogue import CASELESS, ITEMS, LAWS, ItemEntry, suggest
 from statecheck.errors import UsageError
+from statecheck.histories.operations import Claim
 from statecheck.verdict import Absence, Bound, Criterion, Measurement, Outcome, Status, Verdict, worst
 
 ALPHA = 0.05
@@ -58,13 +59,25 @@ class Suite:
     digest: str
     text: str
 
-    def only(self, wanted: Sequence[str]) -> Suite:
+    def only(self, wanted: Sequence[str], *, option: str = "--only") -> Suite:
         """The suite cut down to some items; UsageError for an id that it does not hold."""
         known = [item.id for item in self.items]
         for id in wanted:
             if id not in known:
-                raise UsageError(f"--only {id}: not an item of suite {self.name!r}{suggest(id, known)}")
+                raise UsageError(f"{option} {id}: not an item of suite {self.name!r}{suggest(id, known)}")
         return replace(self, items=tuple(item for item in self.items if item.id in wanted)) if wanted else self
+
+
+def refuse_case(case: str, laws: Sequence[str]) -> None:
+    """Raise :class:`UsageError` for a case that can't be read, and for one that is not asked of a single law.
+
+    >>> refuse_case("1x2@0: feed(0:1) feed(1:2) == whole(0:2)", ["STEP"])
+    """
+    Claim.parse(case)
+    if len(laws) != 1:
+        raise UsageError(f"a case is one of a single law: name exactly one (--law, or only=), found {len(laws)}")
+    if laws[0] not in LAWS or laws[0] in CASELESS:
+        raise UsageError(f"{laws[0]} takes no case, as it draws no histories; the same seed draws the same again")
 
 
 def bundled() -> list[str]:
@@ -199,6 +212,16 @@ def judge(suite: Suite, outcomes: Mapping[str, Outcome], *, items: Mapping[str, 
     return rows
 
 
+def folded(row: Verdict, parts: tuple[Verdict, ...]) -> Verdict:
+    """`row` with these parts: as bad as the worst of them, with that part's reason."""
+    status = worst(part.status for part in parts)
+    deciding = [part for part in parts if part.status is status]
+    if status is Status.PASS:
+        deciding = sorted(deciding, key=_margin)[:1]
+    reason = "; ".join(f"{part.id}: {part.reason}" if part.id != row.id else part.reason for part in deciding)
+    return replace(row, status=status, reason=reason, parts=parts)
+
+
 def _judge_parts(item: SuiteItem, outcome: Outcome | None) -> list[Verdict]:
     """Every measurement with a criterion, and every absence; a criterion with neither is ERROR."""
     if outcome is None:
@@ -216,7 +239,7 @@ def _judge_parts(item: SuiteItem, outcome: Outcome | None) -> list[Verdict]:
 
 def _absent(absence: Absence) -> Verdict:
     place = f" ({absence.where})" if absence.where.to_json() else ""
-    return Verdict(absence.name, absence.status, absence.reason + place)
+    return Verdict(absence.name, absence.status, absence.reason + place, unfinished=absence.unfinished)
 
 
 def _judge_one(m: Measurement, criterion: Criterion) -> Verdict:
@@ -285,25 +308,21 @@ def _withdrawn(part: Verdict, tests: int) -> Verdict:
 
 
 def _fold(item: SuiteItem, parts: tuple[Verdict, ...], outcome: Outcome, title: str) -> Verdict:
-    """The row: as bad as its worst part, with that part's reason."""
-    status = worst(part.status for part in parts)
-    deciding = [part for part in parts if part.status is status]
-    if status is Status.PASS:
-        deciding = sorted(deciding, key=_margin)[:1]
-    reason = "; ".join(f"{part.id}: {part.reason}" if part.id != item.id else part.reason for part in deciding)
-    return Verdict(
+    """The row of an item."""
+    row = Verdict(
         id=item.id,
-        status=status,
-        reason=reason,
+        status=Status.ERROR,
+        reason="",
         title=title,
         measurements=outcome.measurements,
         criteria=item.criteria,
-        parts=parts,
         shown=outcome.shown,
         series=outcome.series,
         notes=outcome.notes,
         required=item.required,
+        unfinished=any(part.unfinished for part in parts),
     )
+    return folded(row, parts)
 
 
 def _margin(part: Verdict) -> float:

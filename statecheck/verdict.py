@@ -87,7 +87,8 @@ class Measurement:
     """One number with its place, its interval and what it rests on.
 
     `low` and `high` bound it at 95 %; `intervals` holds (confidence, low, high) at more levels, from which a
-    correction for multiplicity is read. Exact quantities have low = high = value. `n` counts documents.
+    correction for multiplicity is read. Exact quantities have low = high = value. `n` counts documents. `broken` is the
+    simplest case that was found to break a law, as text that a command takes back.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Measurement:
     seed: int = 0
     intervals: tuple[tuple[float, float, float], ...] = ()
     note: str = ""
+    broken: str = ""
 
     @staticmethod
     def exact(
@@ -135,6 +137,7 @@ class Measurement:
             "seed": self.seed,
             "intervals": [[number_to_json(x) for x in row] for row in self.intervals],
             "note": self.note,
+            **({"broken": self.broken} if self.broken else {}),
         }
 
     @staticmethod
@@ -151,6 +154,7 @@ class Measurement:
             seed=data["seed"],
             intervals=tuple((float(a), float(b), float(c)) for a, b, c in data["intervals"]),
             note=data["note"],
+            broken=data.get("broken", ""),
         )
 
 
@@ -188,12 +192,14 @@ class Absence:
 
     NOT_APPLICABLE: the quantity can't exist for what the facts declare. SKIP: it exists and the evidence is missing.
     INCONCLUSIVE: the evidence is too thin. FAIL: the model did what makes the number impossible, by name.
+    `unfinished`: it was begun, and a budget ended it: then it is asked for even of an item that is not required.
     """
 
     name: str
     status: Status
     reason: str
     where: Where = Where()
+    unfinished: bool = False
 
     def __post_init__(self) -> None:
         if self.status in (Status.PASS, Status.WARN, Status.XFAIL, Status.STALE):
@@ -201,12 +207,14 @@ class Absence:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
-        return {"name": self.name, "status": str(self.status), "reason": self.reason, "where": self.where.to_json()}
+        plain = {"name": self.name, "status": str(self.status), "reason": self.reason, "where": self.where.to_json()}
+        return {**plain, "unfinished": True} if self.unfinished else plain
 
     @staticmethod
     def from_json(data: Mapping[str, Any]) -> Absence:
         """The inverse of :meth:`to_json`."""
-        return Absence(data["name"], Status(data["status"]), data["reason"], Where(**data["where"]))
+        where = Where(**data["where"])
+        return Absence(data["name"], Status(data["status"]), data["reason"], where, data.get("unfinished", False))
 
 
 @dataclass(frozen=True)
@@ -308,6 +316,7 @@ class Verdict:
     series: tuple[Series, ...] = ()
     notes: tuple[str, ...] = ()
     required: bool = True
+    unfinished: bool = False  # a budget ended it: it blocks, and is not nothing
     p_value: float = field(default=1.0, compare=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -317,6 +326,7 @@ class Verdict:
             "title": self.title,
             "status": str(self.status),
             "required": self.required,
+            **({"unfinished": True} if self.unfinished else {}),
             "reason": self.reason,
             "measurements": [m.to_json() for m in self.measurements],
             "criteria": [c.to_json() for c in self.criteria],

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from command_line import command, environment, statecheck
 
-from statecheck.catalogue import ITEMS
+from statecheck.catalogue import ITEMS, LAWS
 from statecheck.commands.asking import Asked, make_limits, parse_size
 from statecheck.commands.calibrate import matrix
 from statecheck.errors import UsageError
@@ -124,11 +124,11 @@ def test_ls_names_items_suites_and_models() -> None:
 def test_show_explains_every_item(id: str, capsys: pytest.CaptureFixture[str]) -> None:
     from statecheck.commands.tables import show
 
-    assert show(id, suite="phase39") == 0
+    assert show(id) == 0
     said = capsys.readouterr().out
     assert said.startswith(f"{id}: {ITEMS[id].title}\n")
     assert "no description" not in said
-    assert "source: " in said.partition("thresholds in suite phase39:")[2]
+    assert "source: " in said.partition(f"thresholds in suite {'conformance' if id in LAWS else 'phase39'}:")[2]
 
 
 def test_a_reader_who_goes_away_is_no_error() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from statecheck.testing import plant
 
 ROOT = Path(__file__).resolve().parent.parent
 SUITE = ROOT / "examples" / "my_suite.toml"
+LIBRARY = ROOT / "examples" / "ci_for_a_model_library"
 PROBE = runpy.run_path(str(ROOT / "examples" / "my_probe.py"))
 entropy: Callable[[torch.Tensor], np.ndarray] = PROBE["entropy"]
 
@@ -115,3 +117,56 @@ def test_the_factory_runs_from_the_command_line(tmp_path: Path) -> None:
     done = statecheck("run", "examples.wrap_your_model:make", "--suite", "smoke", "--out", tmp_path / "run", cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "run" / "VALIDATION_GATE_PASS.md").is_file()
+
+
+# The CI of a library: its README shows what is printed -----------------------------------------------------------
+
+
+def shown(command: str) -> list[str]:
+    """The lines that the library's README shows below a command."""
+    blocks = re.findall(
+        r"^```console\n\$ (.*?)\n(.*?)^```", (LIBRARY / "README.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    return dict(blocks)[command].splitlines()
+
+
+def without_numbers(line: str) -> str:
+    """A line without measured numbers, which may differ on another machine, and without times."""
+    return re.sub(r"-?\d+\.\d+(e[-+]\d+)?s?|feature \d+", "#", line)
+
+
+def test_the_test_of_a_library_passes_with_its_known_failures() -> None:
+    command = "python -m pytest -q test_state_laws.py"
+    done = subprocess.run(
+        [sys.executable, *command.split()[1:], "-p", "no:cacheprovider"],
+        cwd=LIBRARY,
+        env=environment(PYTHONDONTWRITEBYTECODE="1"),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout
+    assert without_numbers(done.stdout.splitlines()[-1]) == without_numbers(shown(command)[0])
+
+
+def test_the_command_prints_what_the_readme_of_the_library_shows(tmp_path: Path) -> None:
+    command = "statecheck conform my_library:tiny --law CHUNK"
+    done = statecheck(*command.split()[1:], "--out", tmp_path / "run", cwd=LIBRARY, PYTHONDONTWRITEBYTECODE="1")
+    assert done.returncode == 1, done.stderr
+    lines, expected = done.stdout.splitlines(), shown(command)
+    start = lines.index(expected[0])
+    found = lines[start : start + len(expected)]
+    assert list(map(without_numbers, found)) == list(map(without_numbers, expected))
+
+
+def test_the_workflow_runs_commands_that_exist() -> None:
+    """The test that it names is there, and the command takes its options."""
+    lines = (LIBRARY / "laws.yml").read_text().splitlines()
+    commands = [line.partition("run: ")[2] for line in lines if "- run: " in line]
+    assert "pytest test_state_laws.py" in commands
+    (conform,) = [command for command in commands if command.startswith("statecheck")]
+    options = re.findall(r"--[a-z-]+", conform)
+    assert options
+    assert set(options) <= set(re.findall(r"--[a-z-]+", statecheck("conform", "--help").stdout))
+    assert (LIBRARY / "test_state_laws.py").is_file()

@@ -21,15 +21,17 @@ ROWS = (
     "errors protocol wording atomic escaping",
     "verdict states deviation statistics dynamics tasks",
     "plots",
-    "histories noise holding layout carrying tracing recording observing proving gathering experiments transplants gradients signals checkpoint",
+    "histories noise slopes holding layout carrying tracing recording observing proving gathering experiments transplants"
+    " gradients signals checkpoint",
     "adapters",
     "laws probes",
     "benchmarks monitor",
     "catalogue faults",
-    "plan suite suites store gate compare report",
+    "plan suite suites store gate compare expected report",
     "naming own_code resolve documents",
-    "runner guard supervisor engine worker session doctor",
+    "runner guard supervisor engine worker session violations doctor",
     "testing",
+    "surveys",
     "commands cli __main__",
 )
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row.split()}
@@ -38,7 +40,8 @@ NO_SIBLINGS = ("adapters", "laws", "probes", "tasks")
 PARENT_SIDE = (
     *("cli", "engine", "supervisor", "runner", "store", "plan", "suite", "gate", "compare", "report.record"),
     *("report.terminal", "report.markdown", "catalogue", "verdict", "errors", "protocol", "commands.run"),
-    *("commands.single", "commands.tables", "commands.asking", "commands.progress"),
+    *("commands.single", "commands.tables", "commands.asking", "commands.progress", "commands.conform"),
+    *("expected", "report.violations", "report.junit", "report.github"),
 )
 
 
@@ -184,7 +187,9 @@ def test_parent_side_loads_nothing_heavy(code: str) -> None:
     assert run(f"import sys\n{code}\n{LOADED}") == "[]\n"
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["ls"], ["show", "D1"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "--help"], ["conform", "--help"], ["ls"], ["show", "D1"], ["show", "STEP"]]
+)
 def test_these_commands_load_nothing_heavy(arguments: list[str]) -> None:
     code = f"""
 import sys

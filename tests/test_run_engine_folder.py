@@ -219,7 +219,7 @@ def test_events_are_lines_that_are_only_added(tmp_path: Path) -> None:
         ({"files": {"/data": "abd"}}, "the content of /data"),
         ({"versions": {"statecheck": "0.2.0"}}, "version of statecheck: 0.1.0 there, 0.2.0 now"),
         ({"cells": (Cell("S0"),)}, "items: S0, D1.growth/x there, S0 now"),
-        ({"cells": (Cell("S0", "item", {"a": 1}), PLAN.cells[1])}, "options of the cells"),
+        ({"cells": (Cell("S0", "item", {"a": 1}), PLAN.cells[1])}, "a: none there, 1 now"),
         ({"command": "trace"}, "command: run there, trace now"),
     ],
 )

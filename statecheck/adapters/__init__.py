@@ -12,9 +12,14 @@ from torch import Tensor, nn
 
 from statecheck.adapters.contract import Declared, Patterns
 from statecheck.adapters.declared import check_found, check_said
+from statecheck.adapters.exported import carried_explicitly, is_script, takes_state
 from statecheck.adapters.huggingface import CachedModel, takes_cache, wrap_cached
+from statecheck.adapters.keras_layers import is_keras, states_of_layers
 from statecheck.adapters.module import ModuleAdapter, wrap_module
+from statecheck.adapters.onnx_session import carried_by_session, is_session
 from statecheck.adapters.operation import Function, Signature, carried
+from statecheck.adapters.rwkv import carried_by_rows, takes_lists
+from statecheck.adapters.stepping import Start, carried_by_steps, takes_steps
 from statecheck.adapters.torch_rnn import known_facts, named_states, selective
 from statecheck.carrying import Calls
 from statecheck.errors import ContractError
@@ -38,6 +43,8 @@ def wrap(
     signals: Mapping[str, str] | None = None,
     title: str | None = None,
     tokenizer: str | Path | None = None,
+    start: Start | None = None,
+    carries: Mapping[str, str] | None = None,
 ) -> StatefulModel:
     """A model as a StatefulModel, with facts declared here or found by trying it.
 
@@ -49,6 +56,11 @@ def wrap(
     normaliser, bounds, recurrence); `signals`: pattern of a name of `get_signals()` -> "gate", "log_decay" or
     "selection", for pictures.
 
+    Taken as they are as well: modules with a `step` beside their forward, modules and TorchScript whose forward takes
+    and brings a state, causal language models with a cache, models called as those of rwkv are, stateful layers of
+    keras, sessions of onnxruntime (docs/wrapping.md). `start` makes the state before the first element for so many
+    rows, where a step or forward needs one; `carries`: for a session, input of a state -> output that goes into it.
+
     Raises :class:`statecheck.errors.ContractError` with the fix when the protocol is broken.
 
     >>> import torch
@@ -58,12 +70,13 @@ def wrap(
     """
     if isinstance(getattr(model, "facts", None), ModelFacts):
         return cast(StatefulModel, model)
-    if not isinstance(model, nn.Module):
+    if not isinstance(model, nn.Module) and not is_session(model):
         raise ContractError(
             f"expected an nn.Module or a StatefulModel, found {type(model).__name__}:"
             " give the module itself, not its class or a checkpoint"
         )
-    _refuse_unsuitable(model)
+    if isinstance(model, nn.Module):
+        _refuse_unsuitable(model)
     declared = Declared(
         vocabulary=vocabulary,
         width=width,
@@ -79,15 +92,36 @@ def wrap(
         tokenizer=Path(tokenizer) if tokenizer else None,
     )
     check_said(declared)
-    adapter: ModuleAdapter | CachedModel
-    if isinstance(model, nn.RNNBase):
-        adapter = wrap_module(named_states(model), _with_family(model, declared))
-    elif not callable(getattr(model, "get_states", None)) and takes_cache(model):
-        adapter = wrap_cached(model, declared)
+    if isinstance(model, nn.Module):
+        if carries is not None:
+            raise ContractError("carries= pairs the inputs and outputs of an onnxruntime session: this is a module")
+        adapter = _adapted(model, declared, start)
     else:
-        adapter = wrap_module(model, declared)
+        adapter = _with_contract(wrap_module(*carried_by_session(model, declared, start, carries)))
     check_found(declared, adapter.module, adapter.facts)
     return adapter
+
+
+def _adapted(model: nn.Module, declared: Declared, start: Start | None) -> ModuleAdapter | CachedModel:
+    """The adapter for what the model offers."""
+    if isinstance(model, nn.RNNBase):
+        return wrap_module(named_states(model), _with_family(model, declared))
+    if callable(getattr(model, "get_states", None)):
+        return wrap_module(model, declared)
+    if is_keras(model):
+        return wrap_module(*states_of_layers(model, declared))
+    named = replace(declared, title=declared.title or type(model).__name__)
+    if is_script(model):
+        return _with_contract(wrap_module(*carried_explicitly(model, named, start)))
+    if takes_cache(model):
+        return wrap_cached(model, declared)
+    if takes_lists(model):
+        return _with_contract(wrap_module(*carried_by_rows(model, named)))
+    if takes_steps(model):
+        return _with_contract(wrap_module(*carried_by_steps(model, named, start)))
+    if takes_state(model, said=start is not None):
+        return _with_contract(wrap_module(*carried_explicitly(model, named, start)))
+    return wrap_module(model, declared)
 
 
 def wrap_op(

@@ -23,6 +23,9 @@ from statecheck.protocol import Capability, ComponentFacts, ModelFacts, SignalKi
 from statecheck.proving import ELEMENTS, Reader, with_statistics
 from statecheck.states import clone, distance, relative, wide
 
+#: Why a set_states that is there is no capability: a check can tell it from one that is not.
+NOT_GIVEN_BACK = "does not give s back"
+
 Patterns = Mapping[str, str | Sequence[str]]
 
 
@@ -272,7 +275,7 @@ def _kind_of_signal(name: str, declared: Declared) -> SignalKind | None:
 
 
 def _shortest(make: Callable[[], Trial], inputs: Tensor) -> int:
-    """1, or 2 where a call of one element goes wrong and one of two does not: which law it breaks is for laws to say."""
+    """1, or 2 where a call of one element goes wrong and one of two does not: what that breaks is for laws to say."""
     for time in (1, 2):
         with suppress(ModelRaised):
             make()(inputs[:, :time])
@@ -426,9 +429,7 @@ def _try_set(make: Callable[[], Trial], inputs: Tensor) -> str | None:
     first(inputs)
     states = first.get_states()
     second.set_states(clone(states))
-    return (
-        None if distance(states, second.get_states()) == 0 else "get_states() after set_states(s) does not give s back"
-    )
+    return None if distance(states, second.get_states()) == 0 else f"get_states() after set_states(s) {NOT_GIVEN_BACK}"
 
 
 def _try_reset(make: Callable[[], Trial], inputs: Tensor) -> str | None:

@@ -29,6 +29,7 @@ import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -49,19 +50,34 @@ from statecheck.errors import CapabilityMissing, ContractError, ModelRaised, Not
 from statecheck.histories.drawing import LONGEST
 from statecheck.holding import leaves
 from statecheck.layout import Layout, learn
-from statecheck.protocol import Capability, ModelFacts, Native, States
+from statecheck.protocol import Capability, ModelFacts, Native, States, Statistics
 
 MASK, POSITION = "calling.mask", "calling.position"
-ABSENT = object()  # in place of the value of an attribute that is not there
+#: Of the states that the names tell of: pattern -> fields of StateFacts.
+KINDS: Mapping[str, Mapping[str, Any]] = {
+    "*conv*": {"kind": "conv"},
+    MASK: {"kind": "mask", "time_axis": 1},
+    POSITION: {"kind": "position"},
+}
+
+
+class Absent(Enum):
+    """In place of the value of an attribute that is not there; an enumeration stays itself when it is copied."""
+
+    ABSENT = 0
+
+
+ABSENT = Absent.ABSENT
 
 
 def takes_cache(module: nn.Module) -> bool:
-    """True if the module is called as these models are: forward takes input_ids and use_cache.
+    """True if the module is called as these models are: forward takes input_ids, and a cache or the wish for one.
 
     >>> takes_cache(nn.GRU(2, 2))
     False
     """
-    return {"input_ids", "use_cache"} <= set(inspect.signature(module.forward).parameters)
+    names = set(inspect.signature(module.forward).parameters)
+    return "input_ids" in names and bool(names & {"use_cache", "past_key_values", "cache_params"})
 
 
 @dataclass
@@ -134,6 +150,12 @@ class CachedModel:
         self._carried = replace(now, caches=self._brought(given, passed))
         self._rows = len(inputs)
         return outputs
+
+    def forward_with_statistics(
+        self, inputs: Tensor, *, every: int, entropy: bool, running: Mapping[str, Tensor] | None
+    ) -> tuple[Tensor, Statistics]:
+        """Raises :class:`CapabilityMissing`: these models tell no statistics, their states are read."""
+        raise CapabilityMissing("the model has no forward_with_statistics: its states are read instead")
 
     def get_states(self) -> States:
         """All that the caller carries, as tensors; {} before the first call."""
@@ -228,12 +250,7 @@ class CachedModel:
         given: dict[str, Any] = {"input_ids": inputs, "use_cache": False}
         if mask is not None:
             given |= _masked(self._calling, mask, inputs.shape[1], True)
-        kept = self._read_kept()
-        self._write_kept(self._calling.before)
-        try:
-            return _logits(asking(self.module, **given), inputs)
-        finally:
-            self._write_kept(kept)
+        return _logits(asking(self.module, **given), inputs)
 
     def _check_alone(self, inputs: Tensor) -> None:
         rows, self._rows = self._rows, None
@@ -281,7 +298,16 @@ class CachedModel:
     def _beams(self, inputs: Tensor, beams: int, steps: int, cached: bool) -> tuple[Tensor, Tensor]:
         """(batch, prompt + steps) ids of the best beam, and the sum of the log-probabilities of what it generated."""
         named = "attention_mask" in self._calling.arguments
-        found = asking(
+        try:
+            found = self._generated(inputs, beams, steps, cached, named)
+        except ModelRaised as error:
+            if isinstance(error.__cause__, (NotImplementedError, ValueError)):
+                raise NotOffered(f"the library refuses: {error}") from error
+            raise
+        return found.sequences, found.sequences_scores
+
+    def _generated(self, inputs: Tensor, beams: int, steps: int, cached: bool, named: bool) -> Any:
+        return asking(
             self.module.generate,  # type: ignore[arg-type]
             input_ids=inputs,
             **({"attention_mask": torch.ones_like(inputs)} if named else {}),
@@ -295,7 +321,6 @@ class CachedModel:
             return_dict_in_generate=True,
             output_scores=True,
         )
-        return found.sequences, found.sequences_scores
 
     def _reloaded(self, folder: Path) -> CachedModel:
         asking(self.module.save_pretrained, folder)  # type: ignore[arg-type]
@@ -374,7 +399,10 @@ def _first_cache(module: nn.Module, calling: Calling, inputs: Tensor, mask: Tens
         return {}
     prepared = _prepared(module, inputs, mask, {}, 0)
     plain = (Tensor, bool, int, float, str)
-    return {k: v for k, v in prepared.items() if k in calling.arguments and v is not None and not isinstance(v, plain)}
+    made = {k: v for k, v in prepared.items() if k in calling.arguments and v is not None and not isinstance(v, plain)}
+    positions = ("cache_position", "position_ids")  # a cache that was just made may tell another length
+    told = {key: prepared[key] for key in positions if key in calling.arguments and prepared.get(key) is not None}
+    return {**made, **told} if made else {}
 
 
 def _empty_cache(module: nn.Module) -> object:
@@ -443,8 +471,7 @@ def wrap_cached(module: nn.Module, declared: Declared) -> CachedModel:
     def make() -> CachedModel:
         return CachedModel(copy_without_history(pristine).eval(), calling, layout, None, pristine)
 
-    kinds = {"*conv*": {"kind": "conv"}, MASK: {"kind": "mask", "time_axis": 1}, POSITION: {"kind": "position"}}
-    facts = discover(make, module, replace(said, states={**kinds, **declared.states}), rebuilds=True)
+    facts = discover(make, module, replace(said, states={**KINDS, **declared.states}), rebuilds=True)
     known = {Capability.RESET} | ({Capability.MASK} if _takes_mask(module) else set())
     facts = replace(
         facts,
@@ -465,12 +492,9 @@ def _takes_mask(module: nn.Module) -> bool:
 
 def _boundaries(module: nn.Module) -> tuple[int, ...]:
     """Sizes of chunks, windows and kernels in the configuration."""
-    config = getattr(module, "config", None)
-    found = {
-        value
-        for key, value in vars(config).items()
-        if re.search("chunk|window|kernel|conv", key) and isinstance(value, int) and not isinstance(value, bool)
-    } if config is not None else set()  # fmt: skip
+    settings = vars(getattr(module, "config", None) or object)
+    named = [value for key, value in settings.items() if re.search("chunk_size$|window|kernel|d_conv|conv_L", key)]
+    found = {value for value in named if isinstance(value, int) and not isinstance(value, bool)}
     return tuple(sorted(value for value in found if 1 < value <= 1024))
 
 
@@ -508,9 +532,10 @@ def _calling(pristine: nn.Module, arguments: frozenset[str], said: Declared) -> 
         without = without or (calling if kept else None)
     if without is not None:
         return without
+    told = f"{reasons[0]}; " if reasons else ""
     raise ContractError(
-        "no state found: a call with use_cache=True brought no cache that forward takes, and changed no attribute of a"
-        f" module; forward takes {', '.join(sorted(arguments))}" + (f" ({reasons[0]})" if reasons else "")
+        f"no state found: {told}a call with use_cache=True brought no cache that forward takes, and changed no"
+        f" attribute of a module; forward takes {', '.join(sorted(arguments))}"
     )
 
 

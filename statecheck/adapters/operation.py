@@ -1,6 +1,6 @@
 """Bare operations: functions with an initial and a final state, as libraries of kernels ship them.
 
-The contract that is tested, for a function of tensors (batch, time, ...) or, with time_axis=2, (batch, heads, time, ...):
+The contract that is tested, for a function of tensors (batch, time, ...); (batch, heads, time, ...) with time_axis=2:
 
     no history      function(q, k, v, ...) with its initial state left out
     on a state      the same with initial_state= (or initial_states, state, h0 ...: found in the signature, or said) the
@@ -15,8 +15,8 @@ The contract that is tested, for a function of tensors (batch, time, ...) or, wi
 Inputs are vectors: their features are split into the arguments, in order, each by way of its transform (a log-sigmoid
 for a decay, say). Tensors among the options (rates, bonuses) are parameters.
 
-It can't carry on a function that takes no initial state, and it knows no function whose state changes place: what it
-writes into the state that it was given is seen only where the caller looks at that again.
+It can't carry on a function that takes no initial state. A state of one tensor with the batch in front goes in by
+`set_states` as it is, so that a function that writes into it is caught (ALIAS); others are put together from copies.
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from statecheck.adapters.contract import Declared, asking, copy_without_history, example
-from statecheck.carrying import Calls, Carrying, CarryingPacked, read_with
-from statecheck.errors import ContractError
+from statecheck.carrying import ROOT, Calls, Carrying, CarryingPacked, read_with
+from statecheck.errors import ContractError, ModelRaised
+from statecheck.protocol import States
 
 Function = Callable[..., Any]
 INITIAL = ("initial_state", "initial_states", "init_state", "init_states", "state", "states", "h0", "hx")
@@ -81,12 +83,6 @@ class Operation(Calls):
         self.packing = said.packing or next((name for name in PACKING if name in _parameters(function)), None)
         if reference is not None:
             self.whole = self._whole
-
-    @property
-    def calling(self) -> str:  # type: ignore[override]
-        """The contract of this operation in one line."""
-        name = getattr(self.function, "__name__", type(self.function).__name__)
-        return f"{name}({', '.join(self.said.arguments)}, {self.initial}=the state of the last call)"
 
     def forward(self, inputs: Tensor, held: Any, segments: Tensor | None = None) -> tuple[Tensor, Any]:
         if segments is not None:
@@ -143,6 +139,18 @@ class Operation(Calls):
         outputs, after = self._called(self.function, given, held, {"cu_seqlens": torch.cat([first, ends])})
         last = torch.cat([first[1:], ends]) % time == 0
         return outputs.unflatten(1, (rows, time))[0], _mapped(after, lambda state: state[last])
+
+
+class Itself:
+    """A state that is one tensor with the batch in front: no copy is made, that is what is looked for."""
+
+    def read(self, root: object, rows: int) -> States:
+        return {ROOT: cast(Mapping[str, Tensor], root)[ROOT]}
+
+    def write(self, states: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        if ROOT not in states:
+            raise ContractError(f"expected a state named {ROOT!r}, found {', '.join(states) or 'none'}")
+        return {ROOT: states[ROOT]}
 
 
 def _as_it_is(value: Tensor) -> Tensor:
@@ -214,11 +222,17 @@ def carried(
     sizes = [size for size in (*known, *(said.options.get(name) for name in CHUNKS)) if isinstance(size, int)]
     calls.boundaries = tuple(dict.fromkeys((*boundaries, *sizes)))
     declared = Declared(width=said.width)
+    inputs = partial(example, declared, calls.gain)
     with torch.no_grad():
-        reading = read_with(
-            lambda: copy_without_history(calls), lambda rows, time: example(declared, calls.gain, rows, time)
-        )
-    return (CarryingPacked if calls.packing else Carrying)(calls, reading)
+        try:
+            reading = asking(read_with, partial(copy_without_history, calls), inputs)
+        except ModelRaised as error:
+            raise ContractError(
+                f"{error} (given one element at a time, 2 and 3 rows): say what it needs in options=, initial=,"
+                " time_axis=, and wrap a function that takes calls of any length"
+            ) from error
+    alone = [(slot.name, slot.axis, slot.part) for slot in reading.slots] == [(ROOT, 0, None)]
+    return (CarryingPacked if calls.packing else Carrying)(calls, Itself() if alone else reading)
 
 
 def _check(function: Function, said: Signature, reference: Function | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from inspect import cleandoc
 from pathlib import Path
@@ -26,8 +26,11 @@ def ls() -> int:
     return 0
 
 
-def show(id: str, *, suite: str) -> int:
-    """Print what one item asks, needs and costs, how it is judged and by what source."""
+def show(id: str, *, suite: str | None = None) -> int:
+    """Print what one item asks, needs and costs, how it is judged and by what source.
+
+    Without `suite`, by phase39 if the item is in it, else by the first bundled suite that holds it.
+    """
     table = items()
     if id not in table:
         raise UsageError(f"no item {id!r}{suggest(id, table)}")
@@ -35,11 +38,18 @@ def show(id: str, *, suite: str) -> int:
     print(f"{entry.id}: {entry.title}")
     print(f"needs: {', '.join(entry.needs)}; cost: {entry.cost or 'not said'}")
     print(f"\n{docstring(entry)}")
+    suite = suite or _home(id, table)
     rows = [item for item in load_suite(suite, items=table).items if item.id == id]
     print(f"\nthresholds in suite {suite}:" if rows else f"\nnot in suite {suite}")
     for item in rows:
         _print_thresholds(item)
     return 0
+
+
+def _home(id: str, table: Mapping[str, ItemEntry]) -> str:
+    """The bundled suite that an item is explained by."""
+    held = [name for name in bundled() if id in [item.id for item in load_suite(name, items=table).items]]
+    return "phase39" if "phase39" in held or not held else held[0]
 
 
 def docstring(entry: ItemEntry) -> str:

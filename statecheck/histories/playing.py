@@ -64,10 +64,11 @@ def calls(model: StatefulModel, history: History, sequences: Sequences, route: s
 
 def plain(model: StatefulModel, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
     """The oracle: one call over everything, from no history, without a cache where the library offers that."""
+    model = fresh(model)
     uncached = native_of(model).uncached
     if uncached is not None:
         return uncached(inputs, mask)
-    return fresh(model)(inputs) if mask is None else fresh(model)(inputs, mask=mask)
+    return model(inputs) if mask is None else model(inputs, mask=mask)
 
 
 def called(sequences: Sequences, whole: Whole) -> Tensor:
@@ -124,7 +125,12 @@ class _Player(ABC):
 
     def feed(self, feed: Feed) -> None:
         inputs, mask = self._inputs(feed)
-        if feed.word == "whole":
+        uncached = native_of(self.model).uncached
+        if feed.word == "whole" and uncached is not None:
+            outputs = uncached(
+                inputs, mask if feed.padded else None
+            )  # on the model as it is: nothing may be left of it
+        elif feed.word == "whole":
             outputs = plain(self.model, inputs, mask if feed.padded else None)
         else:
             outputs = self.call(inputs, mask if self.history.padded else None)

@@ -22,20 +22,25 @@ def forks(evidence: Evidence) -> Outcome:
     >>> [(m.name, m.value < 10) for m in found.measurements]
     [('FORK.functional', True)]
     """
-    ways = st.sampled_from(("copy", "file"))
+    ways, orders = st.sampled_from(("copy", "file")), st.sampled_from(("after", "beside", "anew"))
     steps = st.integers(1, 3)
-    drawn = st.builds(_claim, ways, st.booleans(), rows(), lengths(evidence.facts), steps, steps, seeds())
+    drawn = st.builds(_claim, ways, orders, rows(), lengths(evidence.facts), steps, steps, seeds())
     return hold(evidence, "FORK", drawn)
 
 
-def _claim(way: str, original: bool, rows: int, prefill: int, others: int, steps: int, seed: int) -> Claim:
-    """Copy, let one of the two read something else, go on with the other (`original`: with what was copied)."""
+def _claim(way: str, order: str, rows: int, prefill: int, others: int, steps: int, seed: int) -> Claim:
+    """Copy a state, read something else, and go on.
+
+    The other elements come `after` the copy was made, and what goes on is the copy; or they are read by the copy, and
+    what goes on `beside` it is the original; or they are a sequence begun `anew`, as long as the first.
+    """
     after = tuple(Feed(t, t + 1) for t in range(prefill, prefill + steps))
     elsewhere = tuple(Feed(t, t + 1, word="other") for t in range(others))
     aside: tuple[Feed | Slot, ...] = (Slot(way, "a"), *elsewhere, Slot("back", "a"))
-    if original:
-        back_and_forth = (Slot("park", "b"), Slot("back", "a"), *elsewhere, Slot("park", "c"), Slot("take", "b"))
-        aside = (Slot(way, "a"), *back_and_forth)
+    if order == "beside":
+        aside = (Slot(way, "a"), Slot("park", "b"), Slot("back", "a"), *elsewhere, Slot("park", "c"), Slot("take", "b"))
+    if order == "anew":
+        aside = (Slot(way, "a"), Slot("park", "b"), Feed(0, prefill, word="other"), Slot("back", "a"))
     found = History((Feed(0, prefill, word="read"), *aside, *after))
     expected = History((Feed(0, prefill, word="read"), *after))
     return Claim(rows, max(prefill + steps, others), seed, found, (expected,))

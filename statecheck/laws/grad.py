@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from statecheck.deviation import Deviation, deviation
 from statecheck.errors import CapabilityMissing, ModelRaised
 from statecheck.histories.drawing import long_lengths, rows, seeds, values
+from statecheck.histories.playing import plain
 from statecheck.laws.contract import WORTH, Evidence, Held, Outcome, floor_of, probe, run_search
-from statecheck.noise import copied, in_float64, nudged
+from statecheck.noise import copied, default_dtype, float64_twin, nudged, widened
 from statecheck.protocol import Capability, StatefulModel, fresh
 from statecheck.slopes import Gradients, apart, gradients, slope_error
 from statecheck.verdict import Absence, Measurement, Status
@@ -29,8 +30,9 @@ LENGTH = 12  # elements of the call on which slopes are measured
 def gradients_right(evidence: Evidence) -> Outcome:
     """Are the gradients of the parameters those of the function that the model computes?
 
-    GRAD.native       of a first call with default flags, against the same in float64; in floors of gradients (how far
-                      they move when every parameter does by a unit in its last place), infinite for NaN or an error
+    GRAD.native       of a whole call as training makes it, without a cache where there is one, against the same in
+                      float64; in floors of gradients (how far they move when every parameter does by a unit in its
+                      last place), infinite for NaN or an error
     GRAD.slope        against central differences of the loss in float64, parameter by parameter, relative
     GRAD.functional   of outputs behind a cut, the state carried over it by get_states and set_states, against those of
                       one call over all, in floors; SKIP where no gradient reaches a state that is given
@@ -50,13 +52,15 @@ def gradients_right(evidence: Evidence) -> Outcome:
     twin = cast(StatefulModel, twin)
     if not any(value.requires_grad for value in _module(twin).parameters()):
         reason = "the model has no parameters that take gradients"
-        return Outcome(absences=tuple(Absence(f"GRAD.{p}", Status.NOT_APPLICABLE, reason) for p in ("native", *_OTHERS)))
+        return Outcome(
+            absences=tuple(Absence(f"GRAD.{p}", Status.NOT_APPLICABLE, reason) for p in ("native", *_OTHERS))
+        )
     try:
         floor = _floor(evidence, twin)
     except ModelRaised as error:
         failed = Measurement.exact("GRAD.native", float("inf"), unit="floors", note=str(error))
         return Outcome((failed,), tuple(Absence(f"GRAD.{p}", Status.SKIP, str(error)) for p in _OTHERS))
-    parts = [_native(evidence, twin, floor), _slope(evidence, twin), _functional(evidence, twin, floor)]
+    parts = [_native(evidence, twin, floor), _slope(evidence), _functional(evidence, twin, floor)]
     held = [part.measurement for part in parts if isinstance(part, Held)]
     return Outcome(
         (*held, _missing(evidence, twin)),
@@ -73,7 +77,7 @@ def _module(model: StatefulModel) -> nn.Module:
 
 
 def _of(model: StatefulModel, inputs: Tensor) -> Gradients:
-    return gradients(_module(model), lambda: fresh(model)(inputs))
+    return gradients(_module(model), lambda: plain(model, inputs))
 
 
 def _floor(evidence: Evidence, twin: StatefulModel) -> float:
@@ -87,54 +91,45 @@ def _floor(evidence: Evidence, twin: StatefulModel) -> float:
 
 
 def _native(evidence: Evidence, twin: StatefulModel, floor: float) -> Held | Absence:
-    name, own = "GRAD.native", torch.get_default_dtype()
-    with in_float64(evidence.model) as truth:
-        if truth is None:
-            return Absence(name, Status.SKIP, "the model does not run in float64: there is nothing to compare with")
+    name, truth = "GRAD.native", float64_twin(evidence.model)
+    assert truth is not None
 
-        def measure(case: Case) -> Deviation:
-            inputs = values(evidence.facts, *case)
-            wide = inputs.double() if inputs.is_floating_point() else inputs
-            try:
-                expected = _of(truth, wide)
-            except ModelRaised as error:
-                raise CapabilityMissing(f"there is nothing to compare with: {error}") from error
-            torch.set_default_dtype(own)
-            try:
-                found = _of(twin, inputs)
-                outputs = _outputs(twin, inputs)
-            except ModelRaised as raised:
-                return Deviation(float("inf"), str(raised))
-            finally:
-                torch.set_default_dtype(torch.float64)
-            wrong = [key for key, value in found.items() if not bool(torch.isfinite(value).all())]
-            if wrong and bool(torch.isfinite(outputs).all()):  # in float64 as well, perhaps
-                return Deviation(float("inf"), f"not finite for parameter {wrong[0]}, though outputs are")
-            error, parameter = apart(found, expected)
-            return Deviation(error, f"largest for parameter {parameter}")
-
-        drawn = st.tuples(rows(), long_lengths(evidence.facts), seeds())
-        return run_search(evidence, name, drawn, measure, floor=floor)
-
-
-def _slope(evidence: Evidence, twin: StatefulModel) -> Held | Absence:
-    name = "GRAD.slope"
-    inputs = values(evidence.facts, 2, LENGTH, evidence.seed)
-    wide = inputs.double() if inputs.is_floating_point() else inputs
-    with in_float64(evidence.model) as truth:
-        if truth is None:
-            return Absence(name, Status.SKIP, "the model does not run in float64: differences are lost in rounding")
+    def measure(case: Case) -> Deviation:
+        inputs = values(evidence.facts, *case)
         try:
-            found = _of(truth, wide)
+            with default_dtype(torch.float64):
+                expected = _of(truth, widened(inputs))
+        except ModelRaised as error:
+            raise CapabilityMissing(f"there is nothing to compare with: in float64, {error}") from error
+        try:
+            found, outputs = _of(twin, inputs), _outputs(twin, inputs)
+        except ModelRaised as raised:
+            return Deviation(float("inf"), str(raised))
+        wrong = [key for key, value in found.items() if not bool(torch.isfinite(value).all())]
+        if wrong and bool(torch.isfinite(outputs).all()):  # in float64 as well, perhaps
+            return Deviation(float("inf"), f"not finite for parameter {wrong[0]}, though outputs are")
+        furthest, parameter = apart(found, expected)
+        return Deviation(furthest, f"largest for parameter {parameter}")
+
+    drawn = st.tuples(rows(), long_lengths(evidence.facts), seeds())
+    return run_search(evidence, name, drawn, measure, floor=floor)
+
+
+def _slope(evidence: Evidence) -> Held | Absence:
+    name, truth = "GRAD.slope", float64_twin(evidence.model)
+    assert truth is not None
+    inputs = widened(values(evidence.facts, 2, LENGTH, evidence.seed))
+    with default_dtype(torch.float64):
+        try:
+            found = _of(truth, inputs)
         except ModelRaised as error:
             return Absence(name, Status.SKIP, f"in float64: {error}")
         largest = max((value.norm().item() / value.numel() ** 0.5 for value in found.values()), default=0.0)
-        named = dict(_module(truth).named_parameters())
+        named, padding = dict(_module(truth).named_parameters()), _padding_rows(_module(truth))
         chosen = evidence.generator(name).permutation(sorted(found))[:MOST_SLOPES]
-        call = partial(_outputs, truth, wide)
-        padding = _padding_rows(_module(truth))
+        call, least = partial(_outputs, truth, inputs), FAINT * largest
         tried = {
-            key: slope_error(named[key], found[key], call, FAINT * largest, seed=evidence.seed, still=padding.get(key))
+            key: slope_error(named[key], found[key], call, least, seed=evidence.seed, still=padding.get(key))
             for key in chosen
         }
     errors = {key: error for key, error in tried.items() if error is not None}
@@ -157,7 +152,7 @@ def _padding_rows(module: nn.Module) -> dict[str, int]:
 
 
 def _outputs(model: StatefulModel, inputs: Tensor) -> Tensor:
-    return fresh(model)(inputs)
+    return plain(model, inputs)
 
 
 def _functional(evidence: Evidence, twin: StatefulModel, floor: float) -> Held | Absence:

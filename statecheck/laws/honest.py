@@ -6,6 +6,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from statecheck.adapters.contract import NOT_GIVEN_BACK
 from statecheck.deviation import deviation
 from statecheck.histories.drawing import lengths, rows, seeds, values
 from statecheck.histories.operations import Claim, Feed, Forget, History, Move, Operation, Slot
@@ -37,8 +38,11 @@ def honest(evidence: Evidence) -> Outcome:
     >>> [(m.name, m.value > 30) for m in found.measurements]
     [('HONEST.sufficient', False), ('HONEST.complete', False), ('HONEST.necessary', True)]
     """
-    evidence.facts.require(Capability.SET_STATES)
     facts = evidence.facts
+    told = facts.missing.get(Capability.SET_STATES, "")
+    if NOT_GIVEN_BACK in told:  # set_states is there, and puts back something else
+        return Outcome(absences=(Absence("HONEST", Status.FAIL, told),))
+    facts.require(Capability.SET_STATES)
     ahead = st.integers(1, STEPS)
     moved = st.builds(_moved, rows(), lengths(facts), ahead, seeds())
     elsewhere = st.builds(_elsewhere, rows(), lengths(facts), rows(), lengths(facts), ahead, seeds())

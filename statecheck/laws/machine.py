@@ -31,7 +31,7 @@ from statecheck.histories.operations import (
     Sources,
 )
 from statecheck.histories.padding import MOST_PADS
-from statecheck.histories.playing import ROUTES, lacking, sides
+from statecheck.histories.playing import ROUTES, lacking
 from statecheck.histories.recorded import Batch, Record
 from statecheck.histories.reducing import reduced
 from statecheck.laws.contract import (
@@ -55,7 +55,8 @@ MOST_BACK = 5
 
 SHRINKS = 60  # claims that hypothesis may try to shrink one that is broken; the history itself is made shorter then
 
-#: What is tried first, on each route: the operations that a machine has are those that are not refused here.
+#: What is tried first, on each route: the operations of a machine are those that are neither refused nor wrong by
+#: themselves. A fault of one operation is its own law's, and would hide those that two make together.
 TRIED: Mapping[str, str] = {
     "copy": "1x2@0: read(0:1) copy(a) back(a) feed(1:2) == recorded",
     "file": "1x2@0: read(0:1) file(a) back(a) feed(1:2) == recorded",
@@ -66,22 +67,33 @@ TRIED: Mapping[str, str] = {
     "select": "2x2@0: read(0:1) rows(1) feed(1:2) == recorded",
     "crop": "1x4@0: read(0:2) read(2:3) crop(2) feed(3:4) == recorded",
     "admit": "2x3@0: read(0:1) admit(1, 1:2) feed(2:3) == recorded",
+    "chunk": "2x6@0: read(0:2) feed(2:5) feed(5:6) == recorded",
+    "left padding": "2x5@0: read(0:4, left 1/0) feed(4:5) == recorded",
+    "right padding": "2x5@0: read(0:4, right 1/0) feed(4:5) == recorded",
 }
+#: What an operation needs of the model beside what its claim shows.
+NEEDED: Mapping[str, Capability] = {
+    **dict.fromkeys(("park", "forget", "admit"), Capability.RESET),
+    "chunk": Capability.CHUNKS,
+    "left padding": Capability.MASK,
+    "right padding": Capability.MASK,
+}
+SEEDS = 3  # values on which an operation is tried
 #: Rows of a batch; one row hides what rows do to each other.
 ROWS = st.sampled_from((2, 1, 3, 3))
-FORGETTING = ("park", "forget", "admit")
 #: Kinds of states that may count for all rows together: requests of one length alone can share a batch.
 COUNTING = (StateKind.POSITION, StateKind.MASK, StateKind.FLAG)
 
 
-@probe("MACHINE", "Whatever is done with a state, it holds what was read", cost="a mixed history an example")
+@probe("MACHINE", "Whatever is done with a state, it holds what was read", cost="a mixed history a claim")
 def mixes(evidence: Evidence) -> Outcome:
     """Does any mixture of operations leave each row with the state of what it has read?
 
     A machine of hypothesis feeds, steps, pads, copies, restores, forks, forgets, reorders, rolls back, saves, moves,
     and serves requests in slots, in any order. After each call the oracle is the whole call, without a cache, over the
     recorded history of each row. It finds what laws about one operation can't: a fault that two of them make together.
-    Operations that the model or its library refuses are left out, and named.
+    Operations that the model or its library refuses are left out, and named, and so are those that are wrong by
+    themselves: that is their own law's to tell.
 
     >>> import statecheck as sc, torch
     >>> from statecheck.probes.contract import gather
@@ -180,23 +192,26 @@ def _length(claim: Claim) -> tuple[int, int, str]:
 
 
 def refusals(evidence: Evidence, route: str) -> dict[str, str]:
-    """Operations that the model or its library refuses on this route, with the reason. What is wrong is no refusal."""
-    refused = {}
-    for name, text in TRIED.items():
-        claim = Claim.parse(text)
-        absent = lacking(evidence.model, claim, route)
-        if absent:
-            refused[name] = f"the library offers no {absent} of its own"
-            continue
-        try:
-            if name in FORGETTING:
-                evidence.facts.require(Capability.RESET)
-            sides(evidence.model, claim, route)
-        except CapabilityMissing as missing:
-            refused[name] = str(missing)
-        except StatecheckError:
-            pass  # a finding, which the machine will make again
-    return refused
+    """Operations that this route goes without, with the reason: those refused, and those wrong by themselves."""
+    found = {name: _unfit(evidence, route, name, Claim.parse(text)) for name, text in TRIED.items()}
+    return {name: reason for name, reason in found.items() if reason}
+
+
+def _unfit(evidence: Evidence, route: str, name: str, claim: Claim) -> str:
+    absent = lacking(evidence.model, claim, route)
+    if absent:
+        return f"the library offers no {absent} of its own"
+    try:
+        if name in NEEDED:
+            evidence.facts.require(NEEDED[name])
+        for seed in range(SEEDS):
+            if compared(evidence, replace(claim, seed=seed), route).error > WORTH * floor_of(evidence).value:
+                return "it is wrong by itself"
+    except CapabilityMissing as missing:
+        return str(missing)
+    except StatecheckError as error:
+        return f"it is wrong by itself: {error}"
+    return ""
 
 
 def histories(facts: ModelFacts, offered: Set[str]) -> SearchStrategy[Claim]:
@@ -290,15 +305,20 @@ class Machine(RuleBasedStateMachine):
         self.read(1)
 
     @precondition(lambda self: self.batch.total < LONGEST)
-    @precondition(lambda self: not self.warm or Capability.CHUNKS in self.facts.capabilities)
+    @precondition(lambda self: not self.warm or self.can("chunk"))
     @rule(length=_of_machine(lambda self: self.lengths))
     def chunk(self, length: int) -> None:
         self.read(min(length, LONGEST - self.batch.total))
 
-    @precondition(lambda self: not self.warm and Capability.MASK in self.facts.capabilities)
-    @rule(pads=_of_machine(lambda self: _pads(len(self.batch.rows))), length=st.integers(1, 8), left=st.booleans())
-    def pad(self, pads: tuple[int, ...], length: int, left: bool) -> None:
-        self.read(length + max(pads), **{"left" if left else "right": pads})
+    @precondition(lambda self: not self.warm and "left padding" in self.offered)
+    @rule(pads=_of_machine(lambda self: _pads(len(self.batch.rows))), length=st.integers(1, 8))
+    def pad_left(self, pads: tuple[int, ...], length: int) -> None:
+        self.read(length + max(pads), left=pads)
+
+    @precondition(lambda self: not self.warm and "right padding" in self.offered)
+    @rule(pads=_of_machine(lambda self: _pads(len(self.batch.rows))), length=st.integers(1, 8))
+    def pad_right(self, pads: tuple[int, ...], length: int) -> None:
+        self.read(length + max(pads), right=pads)
 
     @precondition(lambda self: self.warm and self.ways and len(self.record.slots) < len(SLOT_NAMES))
     @rule(way=_of_machine(lambda self: st.sampled_from(self.ways)))

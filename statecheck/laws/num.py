@@ -12,8 +12,8 @@ from statecheck.deviation import deviation
 from statecheck.errors import ContractError, ModelRaised
 from statecheck.histories.drawing import LONGEST, edges, far_edges, values
 from statecheck.histories.playing import plain
-from statecheck.laws.contract import Evidence, Outcome, probe
-from statecheck.noise import copied, in_float64
+from statecheck.laws.contract import WORTH, Evidence, Outcome, floor_of, probe
+from statecheck.noise import copied, default_dtype, float64_twin, widened
 from statecheck.protocol import StatefulModel, fresh
 from statecheck.verdict import Absence, Measurement, Status
 
@@ -78,9 +78,10 @@ def _extreme(evidence: Evidence) -> Measurement | Absence:
     inputs = values(evidence.facts, ROWS, PREFILL + STEPS, evidence.seed)
     vectors = [key for key, value in _module(twin).named_parameters() if value.dim() == 1 and value.is_floating_point()]
     chosen = sorted(evidence.generator(name).permutation(vectors)[:MOST_SHIFTED])
-    with in_float64(evidence.model) as truth:
-        assert truth is not None
-        wide = inputs.double() if inputs.is_floating_point() else inputs
+    truth = float64_twin(evidence.model)
+    assert truth is not None
+    with default_dtype(torch.float64):
+        wide = widened(inputs)
         tried = [(key, shift) for key in chosen for shift in SHIFTS if _finite(truth, wide, key, shift)]
     found = [f"{key} {shift:+g}" for key, shift in tried if not _finite(twin, inputs, key, shift)]
     note = f"not finite with {', '.join(found[:4])}" if found else ""
@@ -113,10 +114,13 @@ def _low(evidence: Evidence) -> Measurement | Absence:
     if twin is None:
         return Absence(name, Status.SKIP, "the model can't be copied into bfloat16")
     inputs = _rounded(values(evidence.facts, ROWS, LONGEST, evidence.seed))
+    if _steps_are_wrong(evidence):
+        return Absence(name, Status.SKIP, "single steps are wrong in the model's own precision already: see STEP")
     try:
-        with in_float64(twin) as truth:
-            assert truth is not None
-            expected = plain(truth, inputs.double() if inputs.is_floating_point() else inputs)
+        truth = float64_twin(twin)
+        assert truth is not None
+        with default_dtype(torch.float64):
+            expected = plain(truth, widened(inputs))
         whole = deviation(plain(twin, inputs), expected).error
     except (ModelRaised, ContractError) as error:
         return Absence(name, Status.NOT_APPLICABLE, f"no call in bfloat16: {error}")
@@ -127,6 +131,15 @@ def _low(evidence: Evidence) -> Measurement | Absence:
     spacing = torch.finfo(torch.bfloat16).eps
     note = f"{steps.error:.2g} by steps, {whole:.2g} in one call, relative"
     return Measurement.exact(name, steps.error / max(whole, spacing), unit="times", note=note)
+
+
+def _steps_are_wrong(evidence: Evidence) -> bool:
+    inputs = values(evidence.facts, ROWS, LONGEST, evidence.seed)
+    try:
+        apart = deviation(_stepwise(evidence.model, inputs, 1), plain(evidence.model, inputs)).error
+    except (ModelRaised, ContractError):
+        return True
+    return apart > WORTH * floor_of(evidence).value
 
 
 def _in_bfloat16(evidence: Evidence) -> StatefulModel | None:

@@ -78,8 +78,8 @@ def _gradients(evidence: Evidence, case: Case) -> Deviation:
         found = gradients(module, partial(_together, evidence.model, inputs, segments))
     except (ModelRaised, ContractError) as error:
         return Deviation(float("inf"), str(error))
-    error, parameter = apart(found, expected)
-    return Deviation(error, f"largest for parameter {parameter}")
+    furthest, parameter = apart(found, expected)
+    return Deviation(furthest, f"largest for parameter {parameter}")
 
 
 def _expected(make: Callable[[], Found]) -> Found:

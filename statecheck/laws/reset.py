@@ -23,8 +23,10 @@ def resets(evidence: Evidence) -> Outcome:
     """
     facts = evidence.facts
     forgetting = st.builds(_forgetting, rows(), lengths(facts), rows(), lengths(facts), st.integers(0, 2), seeds())
-    taking_turns = st.builds(_taking_turns, rows(), lengths(facts), lengths(facts), st.integers(1, 3), seeds())
-    return hold(evidence, "RESET", st.one_of(forgetting, taking_turns), apart=True)
+    two = lengths(facts).flatmap(lambda n: st.tuples(st.just(n), st.one_of(st.just(n), lengths(facts))))
+    taking_turns = st.builds(_taking_turns, rows(), two, st.integers(1, 3), seeds())
+    afresh = st.builds(_afresh, rows(), lengths(facts), rows(), lengths(facts), seeds())
+    return hold(evidence, "RESET", st.one_of(forgetting, taking_turns, afresh), apart=True)
 
 
 def _forgetting(before: int, read: int, after: int, prefill: int, steps: int, seed: int) -> Claim:
@@ -34,7 +36,15 @@ def _forgetting(before: int, read: int, after: int, prefill: int, steps: int, se
     return Claim(max(before, after), max(length, read), seed, found, (History(fed, tuple(range(after))),))
 
 
-def _taking_turns(rows: int, prefill: int, others: int, turns: int, seed: int) -> Claim:
+def _afresh(before: int, read: int, after: int, length: int, seed: int) -> Claim:
+    """A whole call without a cache, on a model that has read others with one."""
+    found = History((Feed(0, read, word="other"), Forget(after), Feed(0, length, word="whole")), tuple(range(before)))
+    expected = History((Feed(0, length, word="whole"),), tuple(range(after)))
+    return Claim(max(before, after), max(length, read), seed, found, (expected,))
+
+
+def _taking_turns(rows: int, prefills: tuple[int, int], turns: int, seed: int) -> Claim:
+    prefill, others = prefills
     found: list[Feed | Slot] = [Feed(0, prefill), Slot("park", "a"), Feed(0, others, word="other")]
     for turn in range(turns):
         start = prefill + turn

@@ -63,7 +63,7 @@ def probe(id: str, title: str, *, needs: Sequence[str] = ("states",), cost: str 
 
 @dataclass(frozen=True)
 class Effort:
-    """What a search may take on each route of a law, seconds of its thread; `case`: the one claim to look at, else ""."""
+    """What a search may take on each route of a law, in seconds of its thread; `case`: the one claim to look at."""
 
     examples: int = 40
     seconds: float = 10.0

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from statecheck.escaping import visible
 from statecheck.report.prose import answer, shortfalls
 from statecheck.report.record import Report, json_text, to_plain
 from statecheck.report.rows import counts, interval_text, part_remark, row_of, sides, value_text
+from statecheck.report.violations import broken_laws, lines_of, replay_of
 from statecheck.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def statefulness_markdown(report: Report) -> str:
         counts=counts(report),
         sections=_sections(report),
         shortfalls=shortfalls(report),
+        violations={row.id: _indented(lines_of(row, replay_of(report))) for row in broken_laws(report)},
         has_margins=plots.margins(report) is not None,
         environment=flat(report.environment),
         timings=flat(report.timings),
@@ -181,6 +183,11 @@ def _facts(report: Report) -> dict[str, Any]:
     if components:
         facts["components"] = list(components)
     return facts
+
+
+def _indented(lines: Sequence[str]) -> Trusted:
+    """Printable lines as a block of code, in which nothing is markup."""
+    return Trusted("\n".join(f"    {line}" for line in lines))
 
 
 def _line(text: object) -> Trusted:

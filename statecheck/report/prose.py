@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from statecheck.catalogue import ITEMS
-from statecheck.gate import BLOCKING
+from statecheck.gate import blocks
 from statecheck.report.record import Report
 from statecheck.verdict import Status, Verdict
 
@@ -117,7 +117,7 @@ def _with(report: Report, status: Status) -> list[Verdict]:
 
 
 def _blocked(report: Report) -> list[Verdict]:
-    return [row for row in report if row.required and row.status in BLOCKING]
+    return [row for row in report if blocks(row)]
 
 
 def _title(report: Report, quote: Quote) -> str:

@@ -248,6 +248,7 @@ def _verdict(data: Mapping[str, Any]) -> Verdict:
         series=tuple(map(Series.from_json, data["series"])),
         notes=tuple(data["notes"]),
         required=data["required"],
+        unfinished=data.get("unfinished", False),
     )
 
 

@@ -28,6 +28,7 @@ class Row:
     asked: str
     where: str
     reason: str
+    broken: bool = False  # a law that was broken by a case, which has lines of its own
 
     @property
     def estimate(self) -> str:
@@ -48,6 +49,7 @@ def row_of(verdict: Verdict) -> Row:
         asked_text(part.criteria[0]) if number and part.criteria else NOTHING,
         str(number.where) if number else NOTHING,
         verdict.reason,
+        verdict.status is Status.FAIL and any(number.broken for number in verdict.measurements),
     )
 
 
@@ -113,12 +115,15 @@ def counts(report: Report) -> str:
 def plain_lines(report: Report) -> list[str]:
     """The report as lines of plain text for a pipe, a log or `str(report)`: one line an item, then the decision.
 
-    A row that did not pass is followed by its reason on the same line.
+    A row that did not pass is followed by its reason on the same line; a law that was broken has a block below.
     """
+    from statecheck.report.violations import broken_laws, lines_of, replay_of
+
     rows = [row_of(verdict) for verdict in report]
     widths = [max((len(text) for text in column), default=0) for column in zip(*map(_cells, rows), strict=True)]
     lines = ["  ".join([*map(str.ljust, _cells(row), widths), remark(row)]).rstrip() for row in rows]
-    return [*lines, "", f"{report.decision.banner}: {report.decision.meaning}", counts(report)]
+    blocks = [line for row in broken_laws(report) for line in ("", *lines_of(row, replay_of(report)))]
+    return [*lines, *blocks, "", f"{report.decision.banner}: {report.decision.meaning}", counts(report)]
 
 
 def _cells(row: Row) -> list[str]:
@@ -133,6 +138,8 @@ def part_remark(part: Verdict) -> str:
 
 
 def remark(row: Row) -> str:
-    """Where the number was found, for a row that passed; else the reason."""
+    """Where the number was found, for a row that passed; else the reason, or that it stands below."""
+    if row.broken:
+        return "broken, see below"
     passed = row.status is Status.PASS and row.where != NOTHING
     return visible(f"at {row.where}" if passed else row.reason)

@@ -9,6 +9,7 @@ from statecheck.escaping import visible
 from statecheck.report.prose import answer
 from statecheck.report.record import Report
 from statecheck.report.rows import counts, plain_lines, remark, row_of
+from statecheck.report.violations import broken_laws, lines_of, replay_of
 from statecheck.verdict import Status
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ COLOURS = {
     Status.NOT_APPLICABLE: "dim",
 }
 UNDECIDED = "cyan"
+VIOLATIONS = "violations"  # where a run keeps a script for each law that was broken
 BANNERS = {"PASS": "bold green", "FAIL": "bold red", "INCONCLUSIVE": "bold yellow"}
 
 
@@ -39,6 +41,8 @@ def print_report(report: Report, console: Console, folder: str | Path | None = N
             console.print(Text(line), soft_wrap=True)
         return
     console.print(_table(report))
+    for row in broken_laws(report):
+        console.print(Text("\n".join([*lines_of(row, replay_of(report)), ""])), soft_wrap=True)
     console.print(Text(report.decision.banner, BANNERS[report.verdict]))
     console.print(Text(f"{report.decision.meaning}. {counts(report)}."))
     console.print(Text(answer(report, visible)))
@@ -66,4 +70,5 @@ def _files(report: Report, folder: str | Path | None) -> list[str]:
     if folder is None:
         return []
     names = (report.decision.file_name, "statefulness_report.md", "report.json")
-    return [visible(f"report: {Path(folder) / name}") for name in names]
+    scripts = sorted((Path(folder) / VIOLATIONS).glob("*/*.py"))
+    return [visible(f"report: {Path(folder) / name}") for name in names] + [visible(f"script: {p}") for p in scripts]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +41,11 @@ def run(
     for name in names:
         if not _file(folder, name).exists():
             waiting.put(name)
-    threads = [
-        threading.Thread(target=_serve, args=(waiting, folder, profile, limit, show), daemon=True) for _ in range(jobs)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    (folder / "models").mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(jobs) as pool:
+        served = [pool.submit(_serve, waiting, folder, profile, limit, show) for _ in range(jobs)]
+    for one in served:
+        one.result()
     return [json.loads(_file(folder, name).read_text(encoding="utf-8")) for name in names]
 
 

@@ -8,7 +8,15 @@ from typing import Any
 
 from statecheck.report.markdown import escape_line as markdown
 
-MARKS = {"PASS": "·", "FAIL": "**F**", "SKIP": "s", "NOT_APPLICABLE": "–", "INCONCLUSIVE": "?", "WARN": "w", "ERROR": "E"}
+MARKS = {
+    "PASS": "·",
+    "FAIL": "**F**",
+    "SKIP": "s",
+    "NOT_APPLICABLE": "–",
+    "INCONCLUSIVE": "?",
+    "WARN": "w",
+    "ERROR": "E",
+}
 Row = Mapping[str, Any]
 
 
@@ -32,7 +40,11 @@ def page(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
             *_evidence(run),
             "## Not run",
             "",
-            *(f"- `{row['model']}`: {row['stage']}: {markdown(row['reason'])}" for row in rows if row["stage"] != "run"),
+            *(
+                f"- `{row['model']}`: {row['stage']}: {markdown(row['reason'])}"
+                for row in rows
+                if row["stage"] != "run"
+            ),
             "",
         ]
     )

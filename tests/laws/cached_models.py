@@ -127,7 +127,7 @@ class Generating(CausalLM):
         self, input_ids: Tensor, *, num_beams: int, max_new_tokens: int, use_cache: bool, **unused: Any
     ) -> Output:
         """The best of so many beams, and its log-probability."""
-        rows, prompt = input_ids.shape
+        rows = len(input_ids)
         ids, cache = input_ids.repeat_interleave(num_beams, 0), None
         scores = torch.tensor([0.0] + [-torch.inf] * (num_beams - 1)).repeat(rows, 1)
         for _ in range(max_new_tokens):
@@ -282,7 +282,7 @@ class AttentionLM(Generating):
     def __init__(self) -> None:
         super().__init__()
         del self.inward, self.decay
-        self.qkv = nn.Linear(self.width, 3 * self.width)
+        self.qkv = nn.Linear(self.width, 3 * self.width, bias=False)
         with torch.no_grad():
             self.qkv.weight.copy_(torch.randn(self.qkv.weight.shape, generator=torch.Generator().manual_seed(1)))
 

@@ -13,20 +13,15 @@ from law_models import Memory, Remembering
 from torch import Tensor, nn
 
 
-class HalvedBackward(torch.autograd.Function):
-    """The identity with half of its gradient."""
+class OnePath(Remembering):
+    """The whole call without a cache is read as any other."""
 
-    @staticmethod
-    def forward(context: Any, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(context: Any, slope: Tensor) -> Tensor:
-        return 0.5 * slope
+    def uncached(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        return self.read(x, mask, self.begin(x))[0]
 
 
-class HalvesAGradient(Remembering):
-    """A backward pass of its own brings half of the slope of `inward`, in any precision."""
+class HalvesAGradient(OnePath):
+    """Half of the outputs is detached while gradients are recorded."""
 
     def read(self, x: Tensor, mask: Tensor | None, memory: Memory) -> tuple[Tensor, Memory]:
         y, after = super().read(x, mask, memory)
@@ -34,7 +29,7 @@ class HalvesAGradient(Remembering):
         return lost, after
 
 
-class NaNGradientBesideAChunk(Remembering):
+class NaNGradientBesideAChunk(OnePath):
     """Padding to a multiple of 8 enters the backward pass as 0 * infinity; outputs are right."""
 
     def read(self, x: Tensor, mask: Tensor | None, memory: Memory) -> tuple[Tensor, Memory]:
@@ -44,7 +39,7 @@ class NaNGradientBesideAChunk(Remembering):
         return y, after
 
 
-class GradientInLowPrecision(Remembering):
+class GradientInLowPrecision(OnePath):
     """In float32 gradients are rounded to bfloat16 on their way."""
 
     def read(self, x: Tensor, mask: Tensor | None, memory: Memory) -> tuple[Tensor, Memory]:
@@ -54,7 +49,7 @@ class GradientInLowPrecision(Remembering):
         return y, after
 
 
-class BackwardRaises(Remembering):
+class BackwardRaises(OnePath):
     """What the backward pass needs is changed in place."""
 
     def read(self, x: Tensor, mask: Tensor | None, memory: Memory) -> tuple[Tensor, Memory]:
@@ -88,15 +83,12 @@ class ForgetsWithoutACache(Remembering):
         return super().uncached(x, mask) - self.bias
 
 
-class TrainsAnotherModel(Remembering):
+class TrainsAnotherModel(OnePath):
     """In training mode outputs are doubled."""
 
     def read(self, x: Tensor, mask: Tensor | None, memory: Memory) -> tuple[Tensor, Memory]:
         y, after = super().read(x, mask, memory)
         return y * (1 + self.training), after
-
-    def uncached(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        return self.read(x, mask, self.begin(x))[0]
 
 
 class GradientsTakeAnotherPath(Remembering):
@@ -124,7 +116,7 @@ class RaisesBeyondThousand(Remembering):
 
 
 class DividesByTheDecay(nn.Module):
-    """h_t = A_t sum of x_s / A_s with A_t = exp(-t softplus(d)): right, until A_t is 0 in float32 and not in float64."""
+    """h_t = A_t sum of x_s / A_s with A_t = exp(-t softplus(d)): right until A_t is 0, in float32 sooner."""
 
     def __init__(self, width: int = 3) -> None:
         super().__init__()
@@ -242,6 +234,13 @@ class IdleState(Remembering):
     def set_states(self, states: Mapping[str, Tensor] | None) -> None:
         super().set_states(states)
         self.given = None if states is None else states["momentum"]
+
+
+class PutsBackSomethingElse(Remembering):
+    """set_states rounds what it is given."""
+
+    def set_states(self, states: Mapping[str, Tensor] | None) -> None:
+        super().set_states(states and {name: value.bfloat16().to(value) for name, value in states.items()})
 
 
 class ReadsWhatItDoesNotTell(Remembering):
