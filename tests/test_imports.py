@@ -21,8 +21,8 @@ ROWS = (
     "errors protocol wording atomic escaping",
     "verdict states deviation statistics dynamics tasks",
     "plots",
-    "histories noise slopes holding layout carrying tracing recording observing proving gathering experiments transplants"
-    " gradients signals checkpoint",
+    "histories noise slopes holding layout carrying tracing recording observing proving gathering experiments"
+    " transplants gradients signals checkpoint",
     "adapters",
     "laws probes",
     "benchmarks monitor",

@@ -31,7 +31,7 @@ from statecheck.deviation import Deviation, deviation
 from statecheck.errors import CapabilityMissing, ContractError, ModelRaised, NotOffered, StatecheckError
 from statecheck.histories.drawing import LONGEST, MOST_ROWS, far_edges, values
 from statecheck.histories.operations import Claim, Feed, History
-from statecheck.histories.playing import ROUTES, Sequences, lacking, plain, play, sides
+from statecheck.histories.playing import ROUTES, Sequences, lacking, plain, play, rebuilt, sides
 from statecheck.noise import Floor, noise_floor
 from statecheck.probes.contract import Evidence, probe
 from statecheck.protocol import Capability, ModelFacts
@@ -52,7 +52,7 @@ class Search(Generic[Case]):
 
     floor: float
     deviations: dict[Case, Deviation] = field(default_factory=dict)
-    unusable: dict[Case, CapabilityMissing] = field(default_factory=dict)
+    unusable: dict[Case, StatecheckError] = field(default_factory=dict)
     simplest: Case | None = None
     ended_early: bool = False
 
@@ -73,7 +73,7 @@ def search(
 ) -> Search[Case]:
     """Draw up to `examples` cases within `seconds`; shrink the first that is off by more than `WORTH` floors.
 
-    `measure` raises :class:`CapabilityMissing` for a case that can't be judged. The same `random` brings the same
+    A case for which `measure` raises can't be judged. The same `random` brings the same
     cases; when time runs out, no case is measured any more. Time is that of this thread, so that a busy machine does
     not end a search.
     """
@@ -89,8 +89,8 @@ def search(
                 return False
             try:
                 result.deviations[case] = measure(case)
-            except CapabilityMissing as missing:
-                result.unusable[case] = missing
+            except (CapabilityMissing, ModelRaised) as error:
+                result.unusable[case] = error
                 return False
         return result.deviations[case].error > WORTH * floor
 
@@ -121,16 +121,17 @@ def hold(
     routes: Sequence[str] = ROUTES,
     apart: bool = False,
     part: str = "",
+    trusting: bool = False,
 ) -> Outcome:
     """Search for a broken claim on each of `routes`: `code`.native and `code`.functional, in floors.
 
     `apart`: what is expected is played on a copy of the model that never read; `part` names the measurement of a single
-    route, `code`.`part`. A route whose operation the library
-    does not offer is NOT_APPLICABLE; one that lacks a capability, or whose time ran out before its examples did, is
-    SKIP, unless a broken claim was found.
+    route, `code`.`part`; `trusting`: what is expected is not held against whole calls. A route whose operation the
+    library does not offer is NOT_APPLICABLE; one that lacks a capability, or whose time ran out before its examples
+    did, is SKIP, unless a broken claim was found.
     """
 
-    def measure(claim: Claim, route: str) -> Deviation:
+    def measure(claim: Claim, route: str, *, trusting: bool = trusting) -> Deviation:
         absent = lacking(evidence.model, claim, route)
         if absent:
             raise NotOffered(f"the library offers no {absent} of its own")
@@ -139,11 +140,9 @@ def hold(
         except ModelRaised as error:
             _blame_elsewhere(evidence, claim, route)
             return Deviation(float("inf"), str(error))
-        return (
-            found
-            if found.error <= WORTH * floor_of(evidence).value
-            else _right_after_all(evidence, claim, route, found)
-        )
+        if found.error > WORTH * floor_of(evidence).value and not trusting:
+            _blame_the_expected(evidence, claim, route, apart=apart)
+        return found
 
     def control(claim: Claim, route: str) -> float | None:
         forgetful = replace(claim, found=claim.found.forgetful())
@@ -156,13 +155,19 @@ def hold(
     reasons = {route: _lacks(evidence.facts, route, apart=apart) for route in routes}
     if evidence.effort.case:
         claims = _only(evidence.effort.case)
-    parts = [
-        Absence(names[route], Status.SKIP, reasons[route])
-        if reasons[route]
-        else run_search(evidence, names[route], claims, partial(measure, route=route), partial(control, route=route))
-        for route in routes
-    ]
-    return outcome_of(evidence, parts)
+    judged: list[Held | Absence] = []
+    for route in routes:
+        if reasons[route]:
+            judged.append(Absence(names[route], Status.SKIP, reasons[route]))
+            continue
+        loss = partial(control, route=route)
+        found = run_search(evidence, names[route], claims, partial(measure, route=route), loss)
+        if (
+            isinstance(found, Absence) and "see STEP" in found.reason
+        ):  # no claim with a right side: compare all the same
+            found = run_search(evidence, names[route], claims, partial(measure, route=route, trusting=True), loss)
+        judged.append(found)
+    return outcome_of(evidence, judged)
 
 
 def compared(evidence: Evidence, claim: Claim, route: str, *, apart: bool = False) -> Deviation:
@@ -174,18 +179,21 @@ def compared(evidence: Evidence, claim: Claim, route: str, *, apart: bool = Fals
     return deviation(found, expected)
 
 
-def _right_after_all(evidence: Evidence, claim: Claim, route: str, found: Deviation) -> Deviation:
-    """The smaller of `found` and the deviation from whole calls over what each row has read.
+def _blame_the_expected(evidence: Evidence, claim: Claim, route: str, *, apart: bool) -> None:
+    """Raises :class:`ExpectedIsWrong` if what is expected disagrees with whole calls over what its rows have read."""
+    calls = [o for history in (claim.found, *claim.expected) for o in history.operations if isinstance(o, Feed)]
+    if any(o.word == "whole" or o.first for o in calls):
+        return
+    model = rebuilt(evidence.model) if apart else evidence.model
+    for history in claim.expected:
+        with suppress(ModelRaised, ContractError):
+            wrong = deviation(*sides(model, replace(claim, found=history, expected=()), route))
+            if wrong.error > WORTH * floor_of(evidence).value:
+                raise ExpectedIsWrong(f"there is nothing to compare with: what is expected is {wrong}; see STEP")
 
-    Where these agree with what was found, what was expected is wrong: another law's matter.
-    """
-    calls = [o for o in claim.found.operations if isinstance(o, Feed)]
-    if not claim.expected or any(o.word == "whole" or o.first for o in calls):
-        return found
-    with suppress(StatecheckError):
-        other = compared(evidence, replace(claim, expected=()), route)
-        return min(found, other, key=lambda one: one.error)
-    return found
+
+class ExpectedIsWrong(CapabilityMissing):
+    """The history that a claim compares with breaks a law of its own."""
 
 
 def _blame_elsewhere(evidence: Evidence, claim: Claim, route: str) -> None:

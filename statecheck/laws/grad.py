@@ -165,11 +165,14 @@ def _functional(evidence: Evidence, twin: StatefulModel, floor: float) -> Held |
     def measure(case: Carried) -> Deviation:
         count, before, behind, seed = case
         inputs = values(evidence.facts, count, before + behind, seed)
-        outputs = fresh(twin)(inputs)[:, before:]
+        outputs = fresh(twin)(inputs)[:, before:]  # what raises up to here is for CHUNK and STEP to tell
         if deviation(_cut(twin, inputs, before, in_one_call=whole), outputs).error > WORTH * floor_of(evidence).value:
             raise CapabilityMissing("what is read behind the cut differs already: see CHUNK and STEP")
         expected = gradients(_module(twin), lambda: fresh(twin)(inputs)[:, before:])
-        carried = gradients(_module(twin), lambda: _cut(twin, inputs, before, in_one_call=whole))
+        try:
+            carried = gradients(_module(twin), lambda: _cut(twin, inputs, before, in_one_call=whole))
+        except ModelRaised as raised:
+            return Deviation(float("inf"), str(raised))
         error, parameter = apart(carried, expected)
         return Deviation(error, f"largest for parameter {parameter}")
 

@@ -58,6 +58,8 @@ SHRINKS = 60  # claims that hypothesis may try to shrink one that is broken; the
 #: What is tried first, on each route: the operations of a machine are those that are neither refused nor wrong by
 #: themselves. A fault of one operation is its own law's, and would hide those that two make together.
 TRIED: Mapping[str, str] = {
+    "step": "2x2@0: read(0:1) feed(1:2) == recorded",
+    "later step": "2x8@0: read(0:6) feed(6:7) feed(7:8) == recorded",
     "copy": "1x2@0: read(0:1) copy(a) back(a) feed(1:2) == recorded",
     "file": "1x2@0: read(0:1) file(a) back(a) feed(1:2) == recorded",
     "park": "1x3@0: read(0:1) park(a) read(1:2) take(a) feed(2:3) == recorded",
@@ -133,6 +135,8 @@ def _held(evidence: Evidence, route: str) -> Held | Absence:
     if effort.case:
         return run_search(evidence, name, st.just(Claim.parse(effort.case)), measure, control)
     refused = refusals(evidence, route)
+    if {"step", "later step"} & refused.keys():
+        return Absence(name, Status.SKIP, "single steps are wrong by themselves, and all else with them: see STEP")
     watched = Watched(measure, WORTH * floor_of(evidence).value)
     more = replace(evidence, effort=replace(effort, examples=HISTORIES * effort.examples))
     try:

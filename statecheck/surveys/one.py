@@ -22,9 +22,10 @@ def surveyed(name: str, *, profile: str, seed: int = 0) -> dict[str, Any]:
 
     A model that can't be built or looked at says why under `reason`.
     """
-    import statecheck as sc
+    from statecheck.adapters import wrap
     from statecheck.probes.contract import Effort
     from statecheck.surveys.causal import build, causal_models
+    from statecheck.testing import check_model
 
     began = time.monotonic()
     row: dict[str, Any] = {"model": name, "reason": "", "kinds": [], "recurrent": False, "laws": []}
@@ -35,13 +36,13 @@ def surveyed(name: str, *, profile: str, seed: int = 0) -> dict[str, Any]:
     except Exception as error:
         return row | {"stage": "not built", "reason": _line(error), "seconds": _since(began)}
     try:
-        model = sc.wrap(module)
+        model = wrap(module)
     except Exception as error:
         return row | {"stage": "not observed", "reason": _line(error), "seconds": _since(began)}
     kinds = {state.kind.value for state in model.facts.states.values()}
     recurrent = bool(kinds - CACHES_ALONE)
     short = profile == "quick" and not recurrent
-    report = sc.check_model(
+    report = check_model(
         model,
         suite="conformance",
         only=QUICK if short else (),

@@ -71,6 +71,16 @@ class BatchBroadcastsItself(Remembering):
         return (y.expand(len(x), len(x), -1) if x.shape[1] == 1 and self.memory is not None else y), after
 
 
+class NormalisesOverTheBatch(Remembering):
+    """The rows are centred on their mean, in every call, with a cache and without."""
+
+    def read(self, x: Tensor, mask: Tensor | None, memory: Memory) -> tuple[Tensor, Memory]:
+        return super().read(x - 0.1 * x.mean(0, keepdim=True), mask, memory)
+
+    def uncached(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        return self.read(x, mask, self.begin(x))[0]
+
+
 class MaskIgnored(Remembering):
     """Pads are read like any element."""
 

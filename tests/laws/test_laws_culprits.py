@@ -18,6 +18,7 @@ from law_culprits import (
     GradientLeaksOverBoundaries,
     MaskIgnored,
     MaskIgnoredForOneRow,
+    NormalisesOverTheBatch,
     OneBufferForAllSequences,
     PadsBehindEnterTheState,
     ReordersHAlone,
@@ -82,6 +83,8 @@ OF_THE_STATE = [
     (ChunkTakesTheBranchOfAStep, "CHUNK", BOTH, "a branch on the length of the call"),
     (SumsOverTheNextChunk, "PREFIX", ("native",), "simplest: 1x9@0: whole(0:9, first 1) == whole(0:1)"),
     (EveryRowGetsTheLastRowsWindow, "BATCH", BOTH, "simplest: 2x2@0: of(0,1) feed(0:1) feed(1:2)"),
+    # FAILS while laws.contract._right_after_all excuses it: the whole call that it asks is of the same batch.
+    (NormalisesOverTheBatch, "BATCH", BOTH, "Rows mix"),
     (BatchBroadcastsItself, "BATCH", BOTH, "the model's output has shape (2, 2, 3) for inputs (2, 1, 3)"),
     (MaskIgnored, "PADL", BOTH, "simplest: 1x2@0: feed(0:2, left 1) == of(0) feed(0:1)"),
     (MaskIgnored, "PADR", BOTH, "simplest: 1x3@0: feed(0:2, right 1) feed(2:3) == of(0) feed(0:1) feed(2:3)"),

@@ -109,15 +109,16 @@ def test_what_was_found_can_be_asked_again_as_a_case() -> None:
     assert [one.name for one in outcome.absences] == ["MACHINE.functional"]
 
 
-def test_a_fault_of_one_operation_is_shrunk_to_that_one() -> None:
-    found = broken(judged(mixes, evidence(Library(Sloppy()), seconds=60)))
-    assert set(found) == {"MACHINE.native", "MACHINE.functional"}
-    assert set(found.values()) == {"2x2@0: read(0:1) feed(1:2) == recorded"}
+def test_a_fault_of_every_step_is_left_to_its_own_law() -> None:
+    outcome = judged(mixes, evidence(Library(Sloppy()), seconds=60))
+    assert not outcome.measurements
+    assert {one.status for one in outcome.absences} == {Status.SKIP}
+    assert "see STEP" in outcome.absences[0].reason
 
 
 def test_the_same_seed_brings_the_same_result_and_another_seed_other_histories() -> None:
     subject = wrap(Pool())
-    first, again = (judged(mixes, evidence(subject, examples=MANY, seconds=60, seed=1)) for _ in range(2))
+    first, again = (judged(mixes, evidence(subject, examples=MANY, seconds=60)) for _ in range(2))
     assert first == again
     assert broken(first)
     drawn = [judged(mixes, evidence(wrap(Pool(right=True)), examples=4, seconds=60, seed=seed)) for seed in (0, 1)]
