@@ -47,7 +47,7 @@ def test_wrap_finds_what_the_make_declares(make: str) -> None:
     config, model = config_of(make), family_model(make)
     wrap = wrapped(model)
     facts = wrap.facts
-    assert facts.capabilities == frozenset(Capability)
+    assert facts.capabilities == frozenset(Capability) - {Capability.MASK, Capability.SEGMENTS}
     assert tuple(facts.components) == config.components
     assert {name: own.selective for name, own in facts.components.items()} == {
         name: None if name == "attention" else True for name in config.components

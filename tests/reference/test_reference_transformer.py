@@ -159,7 +159,8 @@ class TestStates:
             (sc.StateKind.KV, 2, 1),
         }
         assert facts.loss == "cross_entropy"
-        assert facts.missing.keys() == {sc.Capability.STATISTICS}  # of a recurrence: there is none
+        # Statistics are of a recurrence, and it takes neither masks nor segments.
+        assert facts.missing.keys() == {sc.Capability.STATISTICS, sc.Capability.MASK, sc.Capability.SEGMENTS}
 
 
 class DropsItsCache(TransformerLanguageModel):
