@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OURS = {"statecheck", "statecheck_kernels", "statecheck_reference"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 SETUP = (ROOT / "setup.py").read_text("utf-8")
-#: Imported where it is at hand already, in `parametrize_with_checks`, where its extra is asked for, and in a survey of it.
+#: Imported where it is at hand already: in `parametrize_with_checks`, where its extra is asked for, in a survey of it.
 ON_DEMAND = {"pytest", "transformers", "triton"}
 FOLDERS = {
     "statecheck": ROOT / "statecheck",
