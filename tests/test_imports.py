@@ -91,7 +91,16 @@ def violations(importer: str, source: str) -> list[str]:
             found.append(f"{importer} imports {imported}, which is in no row")
         elif RANK[other] > RANK[top]:
             found.append(f"{importer} imports {imported} from a row below it")
-        elif other == top and top in NO_SIBLINGS and inside and sibling not in ("contract", ""):
+        elif (
+            other == top
+            and top in NO_SIBLINGS
+            and inside
+            and sibling.split(".")[0]
+            not in (
+                *("contract", ""),
+                inside.split(".")[0],  # a package of its own
+            )
+        ):
             found.append(f"{importer} imports its sibling {imported}")
     return found
 
