@@ -13,6 +13,7 @@ import io
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import safetensors.torch
 import torch
@@ -25,6 +26,7 @@ from statecheck.histories.recorded import Batch, Piece, Record, Whole, begin, ow
 from statecheck.protocol import Capability, Native, StatefulModel, States, fresh, native_of
 from statecheck.states import clone
 from statecheck.states import rows as rows_of
+from statecheck.wording import one_line
 
 ROUTES = ("native", "functional")
 #: Outputs of each row, (time, features), those of its padding left out.
@@ -125,13 +127,10 @@ class _Player(ABC):
 
     def feed(self, feed: Feed) -> None:
         inputs, mask = self._inputs(feed)
-        uncached = native_of(self.model).uncached
-        if feed.word == "whole" and uncached is not None:
-            outputs = uncached(
-                inputs, mask if feed.padded else None
-            )  # on the model as it is: nothing may be left of it
-        elif feed.word == "whole":
-            outputs = plain(self.model, inputs, mask if feed.padded else None)
+        if feed.word == "whole":
+            # Where it can be, on the model as it is: nothing that was read before may matter to it.
+            whole = native_of(self.model).uncached or partial(plain, self.model)
+            outputs = whole(inputs, mask if feed.padded else None)
         else:
             outputs = self.call(inputs, mask if self.history.padded else None)
         if feed.heard:
@@ -224,16 +223,22 @@ class _Native(_Player):
         return offered(self.native.held, "cache object")()
 
     def copied(self) -> object:
-        return copy.deepcopy(self.taken())
+        return self.duplicate(self.taken())
 
     def filed(self) -> object:
         buffer = io.BytesIO()
-        torch.save(self.taken(), buffer)
+        try:
+            torch.save(self.taken(), buffer)
+        except Exception as error:  # whatever pickle raises
+            raise NotOffered(f"the library's cache can't be saved: {one_line(error)}") from error
         buffer.seek(0)
         return torch.load(buffer, weights_only=False)  # what was written a line above
 
     def duplicate(self, state: object) -> object:
-        return copy.deepcopy(state)
+        try:
+            return copy.deepcopy(state)
+        except Exception as error:
+            raise ModelRaised(f"the library's cache can't be copied: {one_line(error)}") from error
 
     def give(self, state: object) -> None:
         offered(self.native.hold, "cache object")(state)
