@@ -41,6 +41,7 @@ __all__ = ["Evidence", "Outcome", "probe"]
 
 #: Floors from which a deviation is worth shrinking; the suite `conformance` fails from there.
 WORTH = 30.0
+FEWEST = 5  # cases that must be judged before none of them broke the law
 CONTROLS = 5  # claims of each search on which the state is dropped
 
 Case = TypeVar("Case", bound=Hashable)
@@ -161,12 +162,8 @@ def hold(
             judged.append(Absence(names[route], Status.SKIP, reasons[route]))
             continue
         loss = partial(control, route=route)
-        found = run_search(evidence, names[route], claims, partial(measure, route=route), loss)
-        if (
-            isinstance(found, Absence) and "see STEP" in found.reason
-        ):  # no claim with a right side: compare all the same
-            found = run_search(evidence, names[route], claims, partial(measure, route=route, trusting=True), loss)
-        judged.append(found)
+        doubting, believing = (partial(measure, route=route, trusting=either) for either in (trusting, True))
+        judged.append(run_search(evidence, names[route], claims, doubting, loss, otherwise=believing))
     return outcome_of(evidence, judged)
 
 
@@ -227,14 +224,19 @@ def run_search(
     measure: Callable[[Case], Deviation],
     control: Callable[[Case], float | None] = lambda case: None,
     floor: float | None = None,
+    otherwise: Callable[[Case], Deviation] | None = None,
 ) -> Held | Absence:
     """One part of a law by search, and what it would have seen of a state that is dropped (`control`, relative).
 
-    `floor` is that of the outputs, unless it is given: that of gradients, say.
+    `floor` is that of the outputs, unless it is given: that of gradients, say. `otherwise` measures instead where no
+    case has an expected side that is right. INCONCLUSIVE where hardly a case could be judged.
     """
     effort, floor = evidence.effort, floor or floor_of(evidence).value
     random = Random(int(evidence.generator(name).integers(2**32)))
-    found = search(cases, measure, floor=floor, random=random, examples=effort.examples, seconds=effort.seconds)
+    search_for = partial(search, cases, floor=floor, random=random, examples=effort.examples, seconds=effort.seconds)
+    found = search_for(measure)
+    if otherwise and not found.deviations and any(isinstance(e, ExpectedIsWrong) for e in found.unusable.values()):
+        found = search_for(otherwise)
     examples = len(found.deviations)
     if found.simplest is not None:
         note = f"simplest: {found.simplest} gives {found.deviations[found.simplest]}"
@@ -246,6 +248,10 @@ def run_search(
         reasons = sorted(found.unusable.values(), key=lambda reason: not isinstance(reason, NotOffered))
         absent = Status.NOT_APPLICABLE if reasons and isinstance(reasons[0], NotOffered) else Status.SKIP
         return Absence(name, absent, str(reasons[0]) if reasons else "no example was drawn")
+    if examples < min(FEWEST, effort.examples) and not effort.case:
+        first = next(iter(found.unusable.values()), "few were drawn")
+        reason = f"{examples} of {examples + len(found.unusable)} cases could be judged alone: {first}"
+        return Absence(name, Status.INCONCLUSIVE, reason)
     judged = Measurement.exact(name, found.worst, unit="floors", n=examples)
     controls = [error for case in list(found.deviations)[-CONTROLS:] if (error := control(case)) is not None]
     if not controls:

@@ -28,10 +28,10 @@ MOST_SHIFTED = 24  # parameters
 def numerics(evidence: Evidence) -> Outcome:
     """Does the model stay finite where its float64 self does, and does a low precision drift no further by steps?
 
-    NUM.long      outputs that are not finite, over one call of each length: every edge of windows and chunks, and up to
-                  2,000 elements; a length that raises although a longer one is read counts as all of its outputs
-    NUM.extreme   outputs that are not finite, of a call and of single steps, though those of the same model in float64
-                  are, when a vector of parameters (biases, decays, gates) is moved by 20 up or down, one at a time
+    NUM.long      lengths of one call that bring outputs that are not finite: every edge of windows and chunks, and up
+                  to 2,000 elements; a length that raises although a longer one is read counts as well
+    NUM.extreme   vectors of parameters (biases, decays, gates) that bring outputs that are not finite, of a call or of
+                  single steps, though those in float64 are, when they are moved by 20 up or down, one at a time
     NUM.low       error of single steps in bfloat16 over that of one whole call in bfloat16, both against float64
 
     The dtypes of the states after a step are told, in the model's own precision and in bfloat16.
@@ -85,7 +85,7 @@ def _extreme(evidence: Evidence) -> Measurement | Absence:
         tried = [(key, shift) for key in chosen for shift in SHIFTS if _finite(truth, wide, key, shift)]
     found = [f"{key} {shift:+g}" for key, shift in tried if not _finite(twin, inputs, key, shift)]
     note = f"not finite with {', '.join(found[:4])}" if found else ""
-    return Measurement.exact(name, len(found), unit="parameters", n=len(SHIFTS) * len(chosen), note=note)
+    return Measurement.exact(name, len(found), unit="moves", n=len(SHIFTS) * len(chosen), note=note)
 
 
 def _finite(model: StatefulModel, inputs: Tensor, key: str, shift: float) -> bool:
