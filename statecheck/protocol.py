@@ -7,7 +7,7 @@ a flat mapping of names to tensors whose dimension 0 is the batch. This module h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -171,6 +171,21 @@ class StatefulModel(Protocol):
         """Continue from `states`; None: forget everything."""
 
 
+class Transcript(Protocol):
+    """What is done with a model, as lines of Python that need nothing but its library.
+
+    `recipe` defines make(), a new model; `lines` are what was done since; `calls` are expressions of the outputs of the
+    calls so far, (batch, time, features) each, "" for one that brought none.
+    """
+
+    @property
+    def recipe(self) -> Sequence[str]: ...
+    @property
+    def lines(self) -> list[str]: ...
+    @property
+    def calls(self) -> list[str]: ...
+
+
 @dataclass(frozen=True)
 class Native:
     """What the library itself offers beside calls, as a model's attribute `native`; None where it offers nothing.
@@ -180,7 +195,9 @@ class Native:
     `reset` forgets in place; `held` gives the library's own object that carries the state and `hold` goes on from one;
     `uncached` is a call over everything without any history (inputs, mask or None); `beams` (inputs, beams, steps,
     cached) generates by beam search, (ids, log-probability of what was generated) of the best; `reloaded` saves the
-    model into a folder and loads it from there.
+    model into a folder and loads it from there. `transcribed` gives a model whose calls are written down, in lines that
+    may name the given sequences, as its library's own: one of the same configuration with random weights, or this one,
+    saved into a folder.
     """
 
     reorder: Callable[[Tensor], None] | None = None
@@ -191,6 +208,7 @@ class Native:
     uncached: Callable[[Tensor, Tensor | None], Tensor] | None = None
     beams: Callable[[Tensor, int, int, bool], tuple[Tensor, Tensor]] | None = None
     reloaded: Callable[[Path], StatefulModel] | None = None
+    transcribed: Callable[[Mapping[str, Tensor], Path | None], tuple[StatefulModel, Transcript]] | None = None
 
 
 def native_of(model: StatefulModel) -> Native:

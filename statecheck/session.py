@@ -10,6 +10,7 @@ import sysconfig
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from platform import platform, python_version
@@ -131,7 +132,7 @@ def _write_violations(session: Session, evidence: Evidence, outcome: Outcome) ->
         return
     from statecheck.violations import FOLDER, recipe_of_plan, write_violations
 
-    recipe = recipe_of_plan(session.plan, evidence, os.getcwd())
+    recipe = partial(recipe_of_plan, session.plan, evidence, os.getcwd())
     try:
         write_violations(session.folder, evidence, outcome, recipe)
     except OSError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,8 +12,10 @@ from urllib.parse import quote
 import torch
 from torch import nn
 
+from statecheck.catalogue import ITEMS
 from statecheck.errors import StatecheckError, UsageError
 from statecheck.histories.operations import Claim
+from statecheck.histories.plain_scripts import plain_script
 from statecheck.histories.playing import ROUTES
 from statecheck.histories.scripts import INPUTS, SCRIPT, write
 from statecheck.laws.contract import WORTH, compared, floor_of
@@ -27,14 +29,16 @@ if TYPE_CHECKING:
     from statecheck.plan import Plan
     from statecheck.probes.contract import Evidence
 
-FOLDER, MODEL = "violations", "model.pt"
+FOLDER, MODEL, WEIGHTS = "violations", "model.pt", "weights"
+Recipe = Callable[[], Sequence[str]]
 log = logging.getLogger("statecheck")
 
 
-def write_violations(folder: Path, evidence: Evidence, outcome: Outcome, recipe: Sequence[str]) -> list[Path]:
+def write_violations(folder: Path, evidence: Evidence, outcome: Outcome, recipe: Recipe) -> list[Path]:
     """Write a folder below `folder`/violations for each measurement that a case broke; the paths of all files.
 
-    `recipe` are the lines of a script that define `model`. What can't be written as a script is left out, with a line
+    A script is of the library's own calls where its adapter writes them down; else `recipe` gives the lines of it that
+    define `model`. What can't be written as a script is left out, with a line
     in the log: the report has the case itself. Raises OSError where the folder can't be written.
     """
     return [path for number in outcome.measurements for path in _write(folder, evidence, number, recipe)]
@@ -42,14 +46,14 @@ def write_violations(folder: Path, evidence: Evidence, outcome: Outcome, recipe:
 
 def clear(folder: Path) -> None:
     """Remove what an earlier report left in `folder`/violations, and nothing else."""
-    for pattern in (f"*/{SCRIPT}", f"*/{INPUTS}", MODEL):
+    for pattern in (f"*/{SCRIPT}", f"*/{INPUTS}", MODEL, f"{WEIGHTS}/*"):
         for path in (folder / FOLDER).glob(pattern):
             path.unlink()
             with suppress(OSError):  # not empty
                 path.parent.rmdir()
 
 
-def _write(folder: Path, evidence: Evidence, number: Measurement, recipe: Sequence[str]) -> list[Path]:
+def _write(folder: Path, evidence: Evidence, number: Measurement, recipe: Recipe) -> list[Path]:
     try:
         claim = Claim.parse(number.broken)
     except UsageError:
@@ -60,7 +64,9 @@ def _write(folder: Path, evidence: Evidence, number: Measurement, recipe: Sequen
     place.mkdir(parents=True, exist_ok=True)
     try:
         apart = _needs_a_copy(evidence, claim, route)
-        return write(place, evidence.model, claim, route, recipe, floor_of(evidence).value, apart=apart)
+        plain = _plain(place, evidence, claim, route, _law(law), apart=apart)
+        lines = [] if plain else recipe()
+        return write(place, evidence.model, claim, route, lines, floor_of(evidence).value, apart=apart, plain=plain)
     except OSError:
         raise
     except Exception:
@@ -68,6 +74,28 @@ def _write(folder: Path, evidence: Evidence, number: Measurement, recipe: Sequen
         with suppress(OSError):
             place.rmdir()
         return []
+
+
+def _plain(place: Path, evidence: Evidence, claim: Claim, route: str, said: str, *, apart: bool) -> str:
+    """The claim as a script of the library's own calls that shows that it is broken; "" where there is none.
+
+    Of a model with random weights if that breaks it too: such a script needs no file.
+    """
+    if route != "native":
+        return ""
+    for weights in (None, place.parent / WEIGHTS):
+        try:
+            text, shown = plain_script(evidence.model, claim, weights, said=said, apart=apart)
+        except StatecheckError as error:
+            log.debug("no script of the library's own calls: %s", error)
+            continue
+        if shown.error > WORTH * floor_of(evidence).value:
+            return text
+    return ""
+
+
+def _law(id: str) -> str:
+    return f"{id}: {ITEMS[id].title}" if id in ITEMS else id
 
 
 def _needs_a_copy(evidence: Evidence, claim: Claim, route: str) -> bool:

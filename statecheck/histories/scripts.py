@@ -44,11 +44,15 @@ def write(
     floor: float,
     *,
     apart: bool = False,
+    plain: str = "",
 ) -> list[Path]:
-    """The script and its inputs, written into `folder`; the script is run from there. The arguments of `script`."""
-    text = script(model, claim, route, recipe, floor, apart=apart)
+    """The script and its inputs, written into `folder`; the script is run from there. The arguments of `script`.
+
+    `plain` is the text of another script, that holds its inputs itself.
+    """
+    text = plain or script(model, claim, route, recipe, floor, apart=apart)
     sequences = Sequences.of(model, claim)
-    used = {name: getattr(sequences, name).contiguous().cpu() for name in NAMES if f'["{name}"]' in text}
+    used = {n: getattr(sequences, n).contiguous().cpu() for n in NAMES if f'["{n}"]' in text or (plain and n == "x")}
     paths = [folder / SCRIPT, folder / INPUTS]
     paths[0].write_text(text, encoding="utf-8")
     safetensors.torch.save_file(used, paths[1])

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from statecheck.surveys.tiny import scatter, tiny_config
+from statecheck.adapters.huggingface.transcript import scatter
+from statecheck.surveys.tiny import tiny_config
 
 MOST_PARAMETERS = 5_000_000
 

@@ -1,8 +1,7 @@
-"""A tiny model of random weights of any causal language model of transformers, from its configuration class alone.
+"""A tiny configuration of any causal language model of transformers, from its class alone.
 
 Sizes are set by the names of configuration fields: every name that speaks of a width, a number of heads or of layers
-gets a small value of its kind, and the class computes the rest. Weights are drawn so that the state matters: matrices
-from N(0, 0.15), vectors (biases, decays, gains) moved by N(0, 0.1), since all-zero and all-one ones hide faults.
+gets a small value of its kind, and the class computes the rest.
 """
 
 from __future__ import annotations
@@ -14,11 +13,6 @@ from contextlib import suppress
 from itertools import combinations
 from typing import Any
 
-import torch
-from torch import nn
-
-SPREAD = 0.15  # of matrices
-MOVED = 0.1  # of vectors
 VOCABULARY = 64
 LAYERS = 4
 
@@ -113,16 +107,3 @@ def tiny_config(make: Callable[..., Any], hints: Mapping[str, Any] | None = None
         with suppress(Exception):  # fields that must be set together: the fewest are left as they come
             return make(**{name: value for name, value in small.items() if name not in left_out})
     return default
-
-
-@torch.no_grad()
-def scatter(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Weights drawn anew, in evaluation mode; the same for the same seed."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in module.parameters():
-        drawn = torch.randn(parameter.shape, generator=generator).to(parameter)
-        if parameter.dim() > 1:
-            parameter.copy_(SPREAD * drawn)
-        else:
-            parameter.add_(MOVED * drawn)
-    return module.eval()

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +100,7 @@ def _write_scripts(folder: Path, evidence: Evidence, outcomes: Iterable[Outcome]
     clear(folder)
     broken = [outcome for outcome in outcomes if any(number.broken for number in outcome.measurements)]
     if broken:
-        recipe = recipe_of_object(folder, evidence)
+        recipe = cache(partial(recipe_of_object, folder, evidence))
         for outcome in broken:
             write_violations(folder, evidence, outcome, recipe)
 

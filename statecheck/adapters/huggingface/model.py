@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,41 @@ from statecheck.adapters.huggingface.calls import (
     masked,
     reorderer,
 )
+from statecheck.adapters.huggingface.transcript import Transcript, recipe_by_config, recipe_by_weights
 from statecheck.errors import CapabilityMissing, ContractError, ModelRaised, NotOffered
 from statecheck.layout import Layout
 from statecheck.protocol import ModelFacts, Native, States, Statistics
+
+
+@dataclass
+class Held:
+    """What a caller holds of a sequence: its caches and what goes with them."""
+
+    carried: Carried
+    rows: int | None
+    transcript: Transcript | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Held:
+        caches = copy.deepcopy(self.carried.caches, memo)
+        if self.transcript is not None:
+            self.transcript.copied(self.carried.caches, caches)
+        return Held(replace(self.carried, caches=caches), self.rows, self.transcript)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"carried": self.carried, "rows": self.rows, "transcript": None}
+
+
+@contextmanager
+def _plain_search(module: Any) -> Iterator[None]:
+    """Generation as it comes: settings of a model that force or forbid tokens change the scores that are reported."""
+    own = getattr(module, "generation_config", None)
+    if own is not None:
+        module.generation_config = type(own)(cache_implementation=getattr(own, "cache_implementation", None))
+    try:
+        yield
+    finally:
+        if own is not None:
+            module.generation_config = own
 
 
 class CachedModel:
@@ -47,6 +81,8 @@ class CachedModel:
         self._pristine = pristine
         self._carried = Carried()
         self._rows: int | None = None
+        self._transcript: Transcript | None = None
+        self._called = "model"  # in the transcript
 
     @property
     def facts(self) -> ModelFacts:
@@ -74,7 +110,7 @@ class CachedModel:
         self._check(inputs)
         now = extended(self._carried, inputs, mask)
         passed = self._arguments(inputs, now)
-        given = asking(self.module, **passed)
+        given = self._ask(passed)
         outputs = logits(given, inputs)
         self._carried = replace(now, caches=self._brought(given, passed))
         self._rows = len(inputs)
@@ -103,6 +139,8 @@ class CachedModel:
         self._carried, self._rows = Carried(), None
         if states is None:
             self._write_kept(self._calling.before)
+            if self._transcript is not None and self._calling.kept:
+                self._transcript.lines.append(f"{self._called} = make()")
             return
         assert self._layout is not None
         root: Any = self._layout.write(states)
@@ -121,7 +159,25 @@ class CachedModel:
         """Another adapter on a copy of the module: same parameters, no history."""
         module = copy_without_history(self._pristine if self._pristine is not None else self.module)
         module.train(self.module.training)
-        return CachedModel(module, self._calling, self._layout, self._facts, self._pristine)
+        other = CachedModel(module, self._calling, self._layout, self._facts, self._pristine)
+        if self._transcript is not None:
+            other._transcript, other._called = self._transcript, f"{self._called}_anew"
+            other._transcript.lines.append(f"{other._called} = make()")
+        return other
+
+    def transcribed(self, sequences: Mapping[str, Tensor], folder: Path | None) -> tuple[CachedModel, Transcript]:
+        """A model whose calls are written down as the library's own, and the transcript; lines name `sequences`.
+
+        Without `folder` it is another of the same configuration, with random weights; else it is this one, saved into
+        `folder`. Raises :class:`NotOffered` where that can't be done.
+        """
+        if folder is None:
+            recipe, module = asking(recipe_by_config, self.module)
+            twin = CachedModel(module, self._calling, self._layout, self._facts)
+        else:
+            twin, recipe = self.rebuild(), asking(recipe_by_weights, self.module, folder)
+        twin._transcript = Transcript(recipe, sequences)
+        return twin, twin._transcript
 
     @property
     def native(self) -> Native:
@@ -133,11 +189,12 @@ class CachedModel:
             reorder=self._reorder if caches and all(reorderer(self.module, cache) for cache in caches) else None,
             crop=self._crop if caches and all(callable(getattr(c, "crop", None)) for c in caches) else None,
             reset=self._restart,
-            held=None if kept else lambda: (self._carried, self._rows),
+            held=None if kept else lambda: Held(self._carried, self._rows, self._transcript),
             hold=None if kept else self._hold,
             uncached=self._uncached,
             beams=self._beams if callable(getattr(self.module, "generate", None)) else None,
             reloaded=self._reloaded if callable(getattr(self.module, "save_pretrained", None)) else None,
+            transcribed=self.transcribed,
         )
 
     # Calls ----------------------------------------------------------------------------------------------------------
@@ -159,7 +216,7 @@ class CachedModel:
         first = not carried.length
         given: dict[str, Any] = {"input_ids": inputs, "use_cache": True, **carried.caches}
         if first:
-            given |= first_cache(self.module, calling, inputs, now.mask)
+            given |= self._first_cache(inputs, now.mask)
         else:
             positions = torch.arange(carried.length, now.length, device=inputs.device)
             if "cache_position" in calling.arguments:
@@ -170,6 +227,12 @@ class CachedModel:
             given |= masked(calling, now.mask, time, first or calling.mask_later)
         return given
 
+    def _first_cache(self, inputs: Tensor, mask: Tensor | None) -> dict[str, Any]:
+        made = first_cache(self.module, self._calling, inputs, mask)
+        if self._transcript is not None:
+            self._transcript.made(self._called, self._calling.first, caches_in(made, self._calling.arguments), inputs)
+        return made
+
     def _brought(self, given: object, passed: Mapping[str, Any]) -> dict[str, Any]:
         """The caches to go on with, by the argument that takes them: what a call returned, else what it was given."""
         return caches_in(given, self._calling.arguments) or caches_in(passed, self._calling.arguments - {"input_ids"})
@@ -179,7 +242,16 @@ class CachedModel:
         given: dict[str, Any] = {"input_ids": inputs, "use_cache": False}
         if mask is not None:
             given |= masked(self._calling, mask, inputs.shape[1], True)
-        return logits(asking(self.module, **given), inputs)
+        return logits(self._ask(given), inputs)
+
+    def _ask(self, given: Mapping[str, Any]) -> Any:
+        """A call of the module, written down if it is asked for."""
+        if self._transcript is None:
+            return asking(self.module, **given)
+        self._transcript.calling(self._called, given)
+        answer = asking(self.module, **given)
+        self._transcript.called(answer, caches_in(answer, self._calling.arguments))
+        return answer
 
     def _check_alone(self, inputs: Tensor) -> None:
         rows, self._rows = self._rows, None
@@ -200,6 +272,7 @@ class CachedModel:
                 continue
             try:
                 caches[argument] = asking(reorder, rows)
+                self._tell_reordered(cache, caches[argument], rows)
             except ModelRaised as error:
                 if isinstance(error.__cause__, NotImplementedError):
                     raise NotOffered(f"the library refuses: {error}") from error
@@ -207,10 +280,17 @@ class CachedModel:
         mask = self._carried.mask
         self._carried = replace(self._carried, caches=caches, mask=None if mask is None else mask[rows])
 
+    def _tell_reordered(self, before: object, after: object, rows: Tensor) -> None:
+        if self._transcript is not None:
+            owner = "" if callable(getattr(before, "reorder_cache", None)) else self._called
+            self._transcript.reordered(owner, before, after, rows)
+
     def _crop(self, length: int) -> None:
         back = self._carried.length - length
         for cache in self._carried.caches.values():
             try:
+                if self._transcript is not None:
+                    self._transcript.lines.append(f"{self._transcript.named(cache)}.crop({-back})")
                 asking(cache.crop, -back)
             except ModelRaised as error:
                 raise NotOffered(f"the library refuses: {error}") from error
@@ -222,7 +302,8 @@ class CachedModel:
         self._carried, self._rows = Carried(), None
 
     def _hold(self, held: object) -> None:
-        self._carried, self._rows = held  # type: ignore[misc]
+        assert isinstance(held, Held)
+        self._carried, self._rows = held.carried, held.rows
 
     def _beams(self, inputs: Tensor, beams: int, steps: int, cached: bool) -> tuple[Tensor, Tensor]:
         """(batch, prompt + steps) ids of the best beam, and the sum of the log-probabilities of what it generated."""
@@ -236,20 +317,21 @@ class CachedModel:
         return found.sequences, found.sequences_scores
 
     def _generated(self, inputs: Tensor, beams: int, steps: int, cached: bool, named: bool) -> Any:
-        return asking(
-            self.module.generate,  # type: ignore[arg-type]
-            input_ids=inputs,
-            **({"attention_mask": torch.ones_like(inputs)} if named else {}),
-            num_beams=beams,
-            max_new_tokens=steps,
-            min_new_tokens=steps,
-            do_sample=False,
-            use_cache=cached,
-            length_penalty=0.0,
-            pad_token_id=0,
-            return_dict_in_generate=True,
-            output_scores=True,
-        )
+        with _plain_search(self.module):
+            return asking(
+                self.module.generate,  # type: ignore[arg-type]
+                input_ids=inputs,
+                **({"attention_mask": torch.ones_like(inputs)} if named else {}),
+                num_beams=beams,
+                max_new_tokens=steps,
+                min_new_tokens=steps,
+                do_sample=False,
+                use_cache=cached,
+                length_penalty=0.0,
+                pad_token_id=0,
+                return_dict_in_generate=True,
+                output_scores=True,
+            )
 
     def _reloaded(self, folder: Path) -> CachedModel:
         asking(self.module.save_pretrained, folder)  # type: ignore[arg-type]
