@@ -129,6 +129,7 @@ class ModelFacts:
     tokenizer: Path | None = None
     signals: Mapping[str, SignalKind] = field(default_factory=dict)  # what `get_signals` returns, where there is one
     boundaries: tuple[int, ...] = ()  # lengths at which the model takes another path, if known: chunks, windows
+    padding: int | None = None  # the id that a call itself reads as padding: no element has it, and all padding is it
     window: int | None = None  # elements from which on a cache of keys forgets the oldest, padding counted, if known
 
     def require(self, capability: Capability) -> None:

@@ -58,7 +58,13 @@ def values(facts: ModelFacts, rows: int, length: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     if facts.inputs == "tokens":
         assert facts.vocabulary is not None
-        return torch.randint(0, facts.vocabulary, (rows, length), generator=generator).to(facts.device)
+        drawn = torch.randint(0, facts.vocabulary, (rows, length), generator=generator)
+        return real(drawn, facts.padding, facts.vocabulary).to(facts.device)
     assert facts.width is not None
     drawn = torch.randn(rows, length, facts.width, generator=generator)
     return drawn.to(facts.device, getattr(torch, facts.dtype))
+
+
+def real(ids: Tensor, padding: int | None, vocabulary: int) -> Tensor:
+    """`ids` with another id in place of the one that is read as padding, if there is one."""
+    return ids if padding is None else torch.where(ids == padding, (ids + 1) % vocabulary, ids)

@@ -45,7 +45,9 @@ class Sequences:
     def of(model: StatefulModel, claim: Claim) -> Sequences:
         """The sequences of a claim: the same for the same claim and kind of input."""
         drawn = [values(model.facts, claim.rows, claim.length, claim.seed + offset) for offset in (0, 1000, 2000)]
-        return Sequences(*drawn)
+        x, y, pad = drawn
+        padding = model.facts.padding
+        return Sequences(x, y, pad if padding is None else torch.full_like(pad, padding))
 
 
 def play(model: StatefulModel, history: History, sequences: Sequences, route: str) -> Heard:

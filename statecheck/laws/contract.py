@@ -40,7 +40,7 @@ from statecheck.verdict import Absence, Measurement, Outcome, Status
 __all__ = ["Evidence", "Outcome", "probe"]
 
 #: Floors from which a deviation is worth shrinking; the suite `conformance` fails from there.
-WORTH = 30.0
+WORTH = 15.0
 FEWEST = 5  # cases that must be judged before none of them broke the law
 CONTROLS = 5  # claims of each search on which the state is dropped
 

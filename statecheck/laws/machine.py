@@ -319,7 +319,8 @@ class Machine(RuleBasedStateMachine):
     def pad_left(self, pads: tuple[int, ...], length: int) -> None:
         self.read(length + max(pads), left=pads)
 
-    @precondition(lambda self: not self.warm and "right padding" in self.offered)
+    # A window of keys counts padding as elements: behind a row it would push the row's own out.
+    @precondition(lambda self: not self.warm and "right padding" in self.offered and self.facts.window is None)
     @rule(pads=_of_machine(lambda self: _pads(len(self.batch.rows))), length=st.integers(1, 8))
     def pad_right(self, pads: tuple[int, ...], length: int) -> None:
         self.read(length + max(pads), right=pads)

@@ -10,7 +10,7 @@ from statecheck.errors import CapabilityMissing, ModelRaised
 from statecheck.histories.drawing import lengths, rows, seeds, values
 from statecheck.histories.operations import Claim, Feed, History, Rows
 from statecheck.histories.playing import plain
-from statecheck.laws.contract import Evidence, Held, Outcome, floor_of, hold, outcome_of, probe, run_search
+from statecheck.laws.contract import WORTH, Evidence, Held, Outcome, floor_of, hold, outcome_of, probe, run_search
 from statecheck.protocol import native_of
 from statecheck.verdict import Absence, Status
 
@@ -24,7 +24,7 @@ def reorders(evidence: Evidence) -> Outcome:
 
     `REORDER.beams` lets the library search with beams: the log-probability that it reports for what it generated must
     be that which the whole call without a cache gives to the same elements. A state that is not reordered with the
-    beams breaks that, whichever beam wins.
+    beams breaks that, whichever beam wins. A search that breaks it without a cache, too, is not judged.
 
     >>> import statecheck as sc, torch
     >>> from statecheck.probes.contract import gather
@@ -71,14 +71,22 @@ def _searched(evidence: Evidence, case: Beams) -> Deviation:
     search = native_of(evidence.model).beams
     assert search is not None
     inputs = values(evidence.facts, rows, prompt, seed)
+
+    def told(cached: bool) -> Deviation:
+        generated, reported = search(inputs, beams, steps, cached)
+        shares = plain(evidence.model, generated[:, :-1]).log_softmax(-1)[:, prompt - 1 :]
+        chosen = shares.gather(-1, generated[:, prompt:, None]).sum((1, 2))
+        return deviation(reported.reshape(-1, 1, 1), torch.as_tensor(chosen).reshape(-1, 1, 1))
+
     try:
-        generated, reported = search(inputs, beams, steps, True)
+        found = told(True)
     except ModelRaised as error:
+        found = Deviation(float("inf"), str(error))
+    if found.error > (bar := WORTH * floor_of(evidence).value):
         try:
-            search(inputs, beams, steps, False)
+            without = told(False)
         except ModelRaised:
-            raise CapabilityMissing(str(error)) from error
-        return Deviation(float("inf"), str(error))
-    shares = plain(evidence.model, generated[:, :-1]).log_softmax(-1)[:, prompt - 1 :]
-    chosen = shares.gather(-1, generated[:, prompt:, None]).sum((1, 2))
-    return deviation(reported.reshape(-1, 1, 1), torch.as_tensor(chosen).reshape(-1, 1, 1))
+            raise CapabilityMissing(found.first) from None
+        if without.error > bar:
+            raise CapabilityMissing(f"without a cache, too, the library's search is not the whole call: {without}")
+    return found

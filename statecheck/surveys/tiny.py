@@ -18,7 +18,7 @@ LAYERS = 4
 
 #: (pattern of a whole field name, value), the first that fits counts.
 FIELDS: tuple[tuple[str, Any], ...] = (
-    (r"vocab_size", VOCABULARY),
+    (r".*vocab_size.*|.*_group_vocab", VOCABULARY),
     (r"(pad|bos|eos|sep|cls|unk|mask|decoder_start)_token_id", 0),
     (r"num_hidden_layers|n_layers?|num_layers|num_blocks", LAYERS),
     (r"num_nextn_predict_layers|num_mtp_layers|mtp_num_hidden_layers", 0),
@@ -30,8 +30,8 @@ FIELDS: tuple[tuple[str, Any], ...] = (
     (r"(mamba_)?(d_state|state_size|ssm_state_size|mamba_state_size)|mamba_d_ssm_state", 8),
     (r"(mamba_)?(d_conv|conv_kernel|conv_kernel_size)|linear_conv_kernel_dim|conv_L_cache|conv1d_width", 4),
     (r".*chunk_size", 8),
-    (r"(encoder|decoder)_layers", 2),
-    (r"(encoder|decoder)_attention_heads", 4),
+    (r"(num_)?(encoder|decoder)_layers", 2),
+    (r"(num_)?(encoder|decoder)_attention_heads", 4),
     (r"is_decoder", True),
     (r"layer_group_size|full_attention_interval", 2),
     (r".*(dt_rank|time_step_rank)", 4),
@@ -60,6 +60,7 @@ FIELDS: tuple[tuple[str, Any], ...] = (
 #: Set although they are None or false as they come.
 OFF_BY_DEFAULT = (
     *("is_decoder", "attn_layer_indices", "head_dim", "rope_theta", "num_key_value_heads", "n_group", "topk_group"),
+    *("num_experts_per_tok", "n_routed_experts"),
 )
 
 

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from statecheck.adapters.contract import Declared, copy_without_history, discover, example, infer_inputs, quiet
-from statecheck.adapters.huggingface.calls import ABSENT, MASK, POSITION, Calling, as_generated, takes_mask
+from statecheck.adapters.contract import Declared, asking, copy_without_history, discover, example, infer_inputs, quiet
+from statecheck.adapters.huggingface.calls import ABSENT, MASK, POSITION, Calling, as_generated, logits, takes_mask
 from statecheck.adapters.huggingface.model import CachedModel
 from statecheck.errors import ContractError, ModelRaised
-from statecheck.histories.drawing import LONGEST
+from statecheck.histories.drawing import LONGEST, real
 from statecheck.layout import Layout, learn
 from statecheck.protocol import Capability
 
@@ -41,6 +41,9 @@ def wrap_cached(module: nn.Module, declared: Declared) -> CachedModel:
     device = next(module.parameters()).device
     with quiet(module):
         calling = _calling(pristine, arguments, said)
+        padding = _read_as_padding(pristine, calling, said)
+        if padding is not None:
+            calling = replace(calling, arguments=calling.arguments - {"position_ids"})
         layout = _layout(pristine, calling, said)
         calling = replace(calling, mask_later=_mask_goes_on(pristine, calling, said))
 
@@ -54,6 +57,7 @@ def wrap_cached(module: nn.Module, declared: Declared) -> CachedModel:
         capabilities=facts.capabilities | known,
         missing={key: reason for key, reason in facts.missing.items() if key not in known},
         boundaries=_boundaries(module),
+        padding=padding,
         window=_window(make, said, next(module.parameters())),
         device=str(device),
     )
@@ -107,6 +111,24 @@ def _calling(pristine: nn.Module, arguments: frozenset[str], said: Declared) -> 
         f"no state found: {told}a call with use_cache=True brought no cache that forward takes, and changed no"
         f" attribute of a module; forward takes {', '.join(sorted(arguments))}"
     )
+
+
+def _read_as_padding(pristine: nn.Module, calling: Calling, said: Declared) -> int | None:
+    """The id that the model itself reads as padding: it counts positions from the ids, and otherwise than from 0.
+
+    None for a model to which positions 0, 1, ... are what it counts itself, or that can't be asked.
+    """
+    padding = getattr(getattr(pristine, "config", None), "pad_token_id", None)
+    if "position_ids" not in calling.arguments or not isinstance(padding, int) or not said.vocabulary:
+        return None
+    module = copy_without_history(pristine).eval()
+    ids = real(example(said, next(module.parameters()), 2, 5), padding, said.vocabulary)
+    given: dict[str, Any] = {"input_ids": ids, "use_cache": False}
+    with suppress(ModelRaised):
+        counted = logits(asking(module, **given), ids)
+        told = logits(asking(module, **given, position_ids=torch.arange(5, device=ids.device).expand(2, 5)), ids)
+        return None if torch.allclose(counted, told, rtol=1e-3, atol=1e-3) else padding
+    return None
 
 
 def _looked_at(pristine: nn.Module, calling: Calling, said: Declared) -> tuple[tuple, tuple, bool]:
