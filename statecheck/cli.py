@@ -143,7 +143,7 @@ def conform(
 
 @app.command()
 def survey(
-    library: Annotated[str, typer.Argument(metavar="LIBRARY", help="transformers: every causal model it holds.")],
+    library: Annotated[str, typer.Argument(metavar="LIBRARY", help="transformers, mambapy, xlstm or rwkv.")],
     profile: Annotated[str, typer.Option(metavar="quick|full", help="quick: keys alone get a short run.")] = "quick",
     only: Annotated[list[str] | None, typer.Option(metavar="MODEL", help="Only this model (repeat).")] = None,
     out: Annotated[Path, typer.Option(metavar="D", help="Folder of the results; the same one resumes.")] = Path(

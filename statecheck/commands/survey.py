@@ -13,10 +13,8 @@ from typing import Any
 from statecheck.atomic import atomic_write_text
 from statecheck.catalogue import suggest
 from statecheck.errors import UsageError
-from statecheck.surveys.running import installed, run
+from statecheck.surveys.running import LIBRARIES, confirm, installed, run
 from statecheck.surveys.tables import page
-
-LIBRARIES = ("transformers",)
 
 
 def survey(library: str, *, profile: str, only: Sequence[str], out: Path, jobs: int, limit: float) -> int:
@@ -28,7 +26,7 @@ def survey(library: str, *, profile: str, only: Sequence[str], out: Path, jobs: 
         raise UsageError(f"no survey of {library!r}{suggest(library, LIBRARIES)}")
     if profile not in ("quick", "full"):
         raise UsageError(f"--profile {profile}: expected quick or full")
-    about = {**installed(), "library": library, "profile": profile, "jobs": jobs}
+    about = {**installed(library), "library": library, "profile": profile, "jobs": jobs}
     names = _chosen(about.pop("models"), only)
     began = time.monotonic()
     folder = out / f"{library}-{about['release']}-{profile}"
@@ -39,7 +37,8 @@ def survey(library: str, *, profile: str, only: Sequence[str], out: Path, jobs: 
         done += 1
         print(f"[{done}/{len(names)}] {_told(row)}", file=sys.stderr, flush=True)
 
-    rows = run(names, folder, profile=profile, jobs=jobs, limit=limit, show=show)
+    rows = run(library, names, folder, profile=profile, jobs=jobs, limit=limit, show=show)
+    confirm(rows, folder)
     about["minutes"] = (time.monotonic() - began) / 60
     atomic_write_text(folder / "survey.md", page(rows, about))
     atomic_write_text(folder / "survey.json", json.dumps({**about, "rows": rows}, indent=1, allow_nan=False) + "\n")

@@ -6,6 +6,7 @@ import json
 import sys
 import time
 import warnings
+from pathlib import Path
 from typing import Any
 
 #: Laws of the quick profile: what a cache can get wrong. The others look at gradients, numbers and files.
@@ -17,26 +18,28 @@ QUICK_EXAMPLES = 12
 CACHES_ALONE = {"kv", "mask", "position", "flag"}  # kinds of states of a model without a recurrent part
 
 
-def surveyed(name: str, *, profile: str, seed: int = 0) -> dict[str, Any]:
-    """What the laws say of one model, as plain data. `profile` quick: models with keys alone get a short run.
+def surveyed(library: str, name: str, *, profile: str, folder: Path, seed: int = 0) -> dict[str, Any]:
+    """What the laws say of one model, as plain data; its report, and a script for each broken law, go into `folder`.
 
-    A model that can't be built or looked at says why under `reason`.
+    `profile` quick: models with keys alone get a short run. A model that can't be built or looked at says why under
+    `reason`.
     """
     from statecheck.adapters import wrap
+    from statecheck.laws.contract import WORTH
     from statecheck.probes.contract import Effort
-    from statecheck.surveys.causal import build, causal_models
+    from statecheck.report.violations import FLOOR
+    from statecheck.surveys.libraries import made
     from statecheck.testing import check_model
 
     began = time.monotonic()
     row: dict[str, Any] = {"model": name, "reason": "", "kinds": [], "recurrent": False, "laws": []}
     try:
-        config_class, model_class = causal_models()[name]
-        row["class"] = model_class.__name__
-        module = build(config_class, model_class, seed=seed)
+        module, told = made(library, name, seed)
+        row["class"] = type(module).__name__
     except Exception as error:
         return row | {"stage": "not built", "reason": _line(error), "seconds": _since(began)}
     try:
-        model = wrap(module)
+        model = wrap(module, **told)
     except Exception as error:
         return row | {"stage": "not observed", "reason": _line(error), "seconds": _since(began)}
     kinds = {state.kind.value for state in model.facts.states.values()}
@@ -48,9 +51,12 @@ def surveyed(name: str, *, profile: str, seed: int = 0) -> dict[str, Any]:
         only=QUICK if short else (),
         seed=seed,
         examples=QUICK_EXAMPLES if short else Effort.examples,
+        out=folder,
     )
     laws = [{"id": v.id, "status": str(v.status), "reason": v.reason} for v in report.verdicts]
+    floors = [m.value for v in report.verdicts for m in v.shown if m.name == FLOOR]
     found = {"kinds": sorted(kinds), "recurrent": recurrent, "laws": laws, "verdict": report.verdict}
+    found["bar"] = WORTH * max(floors, default=0.0)
     return row | found | {"stage": "run", "seconds": _since(began)}
 
 
@@ -63,22 +69,29 @@ def _since(began: float) -> float:
 
 
 def main() -> None:
-    """Serve: `list` prints the names; otherwise names come on standard input, a line of JSON goes out for each."""
+    """Serve: LIBRARY list prints the names; else names come on standard input, a line of JSON goes out for each.
+
+    The other arguments are then the profile, and the folder in which each model has one of its own.
+    """
     warnings.simplefilter("ignore")
     answers, sys.stdout = sys.stdout, sys.stderr  # what models print is not an answer
     import torch
-    import transformers
 
-    transformers.logging.set_verbosity_error()
+    from statecheck.surveys.libraries import models, release
+
     torch.set_num_threads(1)
-    if sys.argv[1] == "list":
-        from statecheck.surveys.causal import causal_models
+    library, profile, *folder = sys.argv[1:]
+    if library == "transformers":
+        import transformers
 
-        about = {"release": transformers.__version__, "torch": torch.__version__, "models": list(causal_models())}
+        transformers.logging.set_verbosity_error()
+    if profile == "list":
+        about = {"release": release(library), "torch": torch.__version__, "models": models(library)}
         print(json.dumps(about), file=answers, flush=True)
         return
-    for line in sys.stdin:
-        print(json.dumps(surveyed(line.strip(), profile=sys.argv[1])), file=answers, flush=True)
+    for name in map(str.strip, sys.stdin):
+        row = surveyed(library, name, profile=profile, folder=Path(folder[0]) / name)
+        print(json.dumps(row), file=answers, flush=True)
 
 
 if __name__ == "__main__":

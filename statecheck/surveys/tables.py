@@ -27,7 +27,7 @@ def page(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
         [
             f"# Survey of {about['library']} {about['release']}",
             "",
-            f"{len(rows)} causal language models, each tiny, with random weights: {len(run)} run, of these"
+            f"{len(rows)} models, each tiny, with random weights: {len(run)} run, of these"
             f" {sum(row['recurrent'] for row in run)} with a recurrent part. Profile {about['profile']}; torch"
             f" {about['torch']}; {about['minutes']:.0f} minutes on {about['jobs']} processes.",
             "",
@@ -51,6 +51,8 @@ def page(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
 
 
 def _table(rows: Sequence[Row], title: str) -> Iterator[str]:
+    if not rows:
+        return
     laws = list(dict.fromkeys(law["id"] for row in rows for law in row["laws"]))
     yield from (f"## {title}", "", f"| model | {' | '.join(laws)} |", "|---" * (len(laws) + 1) + "|")
     for row in rows:
@@ -61,6 +63,14 @@ def _table(rows: Sequence[Row], title: str) -> Iterator[str]:
     yield ""
 
 
+def _confirmed(row: Row) -> Iterator[str]:
+    """What the library's own calls showed, part by part, with the script that makes them."""
+    for part, shown in row.get("confirmed", {}).items():
+        script = f"models/{row['model']}/violations/{part}/script.py"
+        told = f"show it: {markdown(shown)}" if shown else "do NOT show it"
+        yield f"  - {part}: [the library's own calls]({script}) {told}"
+
+
 def _evidence(rows: Sequence[Row]) -> Iterator[str]:
     for row in rows:
         failed = [law for law in row["laws"] if law["status"] == "FAIL"]
@@ -68,4 +78,5 @@ def _evidence(rows: Sequence[Row]) -> Iterator[str]:
             yield f"### {row['model']} (`{row['class']}`)"
             yield ""
             yield from (f"- {law['id']}: {markdown(law['reason'])}" for law in failed)
+            yield from _confirmed(row)
             yield ""

@@ -12,6 +12,7 @@ from conforming import broken, skipped
 from torch import Tensor, nn
 
 import statecheck as sc
+from statecheck.surveys.recurrent import rwkv7_weights
 
 VOCABULARY, WIDTH, LAYERS = 20, 6, 2
 
@@ -86,34 +87,9 @@ def test_a_model_that_can_not_be_copied_is_shared_by_its_copies() -> None:
     assert torch.equal(other(torch.tensor([[3]])), sc.wrap(Lists())(torch.tensor([[3]])))
 
 
-def weights(width: int, heads: int, layers: int) -> dict[str, Tensor]:
-    """Random weights of RWKV-7, by the names of its checkpoints."""
-    draw = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return 0.3 * torch.randn(*shape, generator=draw)
-
-    made = {"emb.weight": normal(VOCABULARY, width), "head.weight": normal(VOCABULARY, width)}
-    norms = ["ln_out", "blocks.0.ln0"]
-    for i in range(layers):
-        att, ffn = f"blocks.{i}.att.", f"blocks.{i}.ffn."
-        norms += [f"blocks.{i}.ln1", f"blocks.{i}.ln2", att + "ln_x"]
-        made |= {f"{att}x_{name}": torch.rand(1, 1, width, generator=draw) for name in "rwkvag"}
-        for name in "wavg":
-            made |= {f"{att}{name}1": normal(width, 4), f"{att}{name}2": normal(4, width)}
-        made |= {f"{att}{name}": normal(1, 1, width) for name in ("w0", "a0", "v0", "k_k", "k_a")}
-        made[att + "r_k"] = normal(heads, width // heads)
-        made |= {f"{att}{name}.weight": normal(width, width) for name in ("receptance", "key", "value", "output")}
-        made[ffn + "x_k"] = torch.rand(1, 1, width, generator=draw)
-        made |= {ffn + "key.weight": normal(2 * width, width), ffn + "value.weight": normal(width, 2 * width)}
-    for name in norms:
-        made |= {f"{name}.weight": 1 + normal(width), f"{name}.bias": normal(width)}
-    return made
-
-
 def test_rwkv_conforms(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RWKV_V7_ON", "1")
     rwkv = pytest.importorskip("rwkv.model")
-    torch.save(weights(16, 2, 2), tmp_path / "tiny.pth")
+    torch.save(rwkv7_weights(16, 2, 2, seed=0), tmp_path / "tiny.pth")
     model = sc.wrap(rwkv.RWKV(model=str(tmp_path / "tiny"), strategy="cpu fp32"))
     assert broken(model, "STEP", "CHUNK", "PREFIX", "BATCH", "RESET", "FORK") == []
