@@ -21,7 +21,7 @@ CACHES_ALONE = {"kv", "mask", "position", "flag"}  # kinds of states of a model 
 def surveyed(library: str, name: str, *, profile: str, folder: Path, seed: int = 0) -> dict[str, Any]:
     """What the laws say of one model, as plain data; its report, and a script for each broken law, go into `folder`.
 
-    `profile` quick: models with keys alone get a short run. A model that can't be built or looked at says why under
+    `profile` quick: models with keys alone get a short run. `seconds` are of the processor. A model that can't be built or looked at says why under
     `reason`.
     """
     from statecheck.adapters import wrap
@@ -31,7 +31,7 @@ def surveyed(library: str, name: str, *, profile: str, folder: Path, seed: int =
     from statecheck.surveys.libraries import made
     from statecheck.testing import check_model
 
-    began = time.monotonic()
+    began = time.process_time()
     row: dict[str, Any] = {"model": name, "reason": "", "kinds": [], "recurrent": False, "laws": []}
     try:
         module, told = made(library, name, seed)
@@ -65,7 +65,7 @@ def _line(error: Exception) -> str:
 
 
 def _since(began: float) -> float:
-    return round(time.monotonic() - began, 1)
+    return round(time.process_time() - began, 1)
 
 
 def main() -> None:
