@@ -18,7 +18,8 @@ Leaf = Tensor | bool | int | float
 Path = tuple[tuple[str, Any], ...]
 DEEPEST = 8
 
-_CLOSED = (str, bytes, type, nn.Module, torch.dtype, torch.device, torch.Generator)
+_CLOSED = (str, bytes, type, torch.dtype, torch.device, torch.Generator)
+_EVERY_MODULE = frozenset(vars(nn.Module()))  # its own bookkeeping: hooks, flags, tables
 
 
 def leaves(root: object) -> dict[Path, Leaf]:
@@ -47,11 +48,18 @@ def _walk(value: object, path: Path, met: set[int]) -> Iterator[tuple[Path, Leaf
 
 
 def _inside(value: object) -> Iterator[tuple[tuple[str, Any], object]]:
-    """What a container or a plain object holds directly. Modules, configurations and callables are closed."""
+    """What a container or a plain object holds directly. Configurations and callables are closed.
+
+    A module is closed, too, unless it has no parameters: some libraries make their caches of modules.
+    """
     if isinstance(value, Mapping):
         yield from ((("item", key), inner) for key, inner in value.items())
     elif isinstance(value, (list, tuple)):
         yield from ((("item", i), inner) for i, inner in enumerate(value))
+    elif isinstance(value, nn.Module):
+        if next(value.parameters(), None) is None:
+            held = {**vars(value), **value._buffers, **value._modules}
+            yield from ((("attribute", key), inner) for key, inner in held.items() if key not in _EVERY_MODULE)
     elif not isinstance(value, _CLOSED) and not callable(value) and not hasattr(value, "to_dict"):
         yield from ((("attribute", key), inner) for key, inner in getattr(value, "__dict__", {}).items())
 

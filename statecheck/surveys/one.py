@@ -21,8 +21,8 @@ CACHES_ALONE = {"kv", "mask", "position", "flag"}  # kinds of states of a model 
 def surveyed(library: str, name: str, *, profile: str, folder: Path, seed: int = 0) -> dict[str, Any]:
     """What the laws say of one model, as plain data; its report, and a script for each broken law, go into `folder`.
 
-    `profile` quick: models with keys alone get a short run. `seconds` are of the processor. A model that can't be built or looked at says why under
-    `reason`.
+    `profile` quick: models with keys alone get a short run. A model that can't be built or looked at says why under
+    `reason`; `seconds` are of the processor.
     """
     from statecheck.adapters import wrap
     from statecheck.laws.contract import WORTH

@@ -312,4 +312,51 @@ class AttentionLM(Generating):
         return Output(logits=self.head(x), past_key_values=cache)
 
 
-HEALTHY = (CausalLM, ListCache, DictCache, StackedCache, CountedCache, RowsCache, StateInside, Prepared, AttentionLM)
+class ModuleState(nn.Module):
+    """A cache that is a module without parameters, as those of some releases of transformers are."""
+
+    def __init__(self, layers: list[Layer]) -> None:
+        super().__init__()
+        self.layers = [list(layer) for layer in layers]
+
+    def reorder_cache(self, rows: Tensor) -> None:
+        self.layers = [[value[rows] for value in layer] for layer in self.layers]
+
+
+class ModuleCache(CausalLM):
+    """The cache is a module."""
+
+    def packed(self, after: list[Layer], cache: Any, time: int) -> Any:
+        if cache is None:
+            return ModuleState(after)
+        cache.layers = [list(layer) for layer in after]
+        return cache
+
+
+class PositionsOfIds(CausalLM):
+    """Positions are counted from the ids: those that are no padding, from one above its id on, as RoBERTa does it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config.pad_token_id = 1
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        position_ids: Tensor | None = None,
+    ) -> Output:
+        seen, real = 0 if past_key_values is None else past_key_values.seen, input_ids != 1
+        self.at = [(real.cumsum(1) + seen) * real + 1 if position_ids is None else position_ids]
+        return super().forward(input_ids, attention_mask, past_key_values, use_cache)
+
+    def embedded(self, input_ids: Tensor, cache: Any) -> Tensor:
+        return self.embedding(input_ids) + torch.sin(self.at[0][..., None] * torch.arange(1, self.width + 1))
+
+
+HEALTHY = (
+    *(CausalLM, ListCache, DictCache, StackedCache, CountedCache, RowsCache, StateInside, Prepared, AttentionLM),
+    *(ModuleCache, PositionsOfIds),
+)

@@ -26,7 +26,9 @@ from cached_models import (
     CountedCache,
     DictCache,
     ListCache,
+    ModuleCache,
     Output,
+    PositionsOfIds,
     Prepared,
     RowsCache,
     StackedCache,
@@ -36,6 +38,9 @@ from torch import Tensor, nn
 
 import statecheck as sc
 from statecheck.errors import ContractError
+from statecheck.histories.drawing import values
+from statecheck.histories.operations import Claim
+from statecheck.histories.playing import Sequences
 from statecheck.protocol import Capability, StateKind, native_of
 from statecheck.verdict import Status, Verdict
 
@@ -64,6 +69,8 @@ STATES = [
     (StateInside, [".h.0", ".last.0"]),
     (Prepared, ["past_key_values.layers.0.0", "past_key_values.layers.0.1", "past_key_values.seen"]),
     (AttentionLM, ["past_key_values.keys", "past_key_values.values"]),
+    (ModuleCache, ["past_key_values.layers.0.0", "past_key_values.layers.0.1"]),
+    (PositionsOfIds, ["past_key_values.layers.0.0", "past_key_values.layers.0.1", "past_key_values.seen"]),
 ]
 
 
@@ -188,14 +195,24 @@ def test_a_cache_that_only_the_librarys_preparation_makes_is_asked_for() -> None
     assert model.get_states()["past_key_values.seen"].tolist() == [3, 3]
 
 
+def test_an_id_that_is_read_as_padding_is_no_element_and_all_padding() -> None:
+    facts = wrapped(PositionsOfIds).facts
+    assert facts.padding == 1
+    assert not (values(facts, 3, 200, seed=0) == 1).any()
+    sequences = Sequences.of(wrapped(PositionsOfIds), Claim.parse("2x6@0: feed(0:6) == whole(0:6)"))
+    assert bool((sequences.pad == 1).all())
+    assert not (sequences.x == 1).any()
+    assert {wrapped(kind).facts.padding for kind in HEALTHY if kind is not PositionsOfIds} == {None}
+
+
 def test_native_operations_are_those_that_the_library_has() -> None:
     offered = {kind: native_of(wrapped(kind)) for kind in HEALTHY}
     by_name = {
         name: {kind.__name__ for kind, native in offered.items() if getattr(native, name) is not None}
         for name in ("reorder", "crop", "beams", "held", "reloaded")
     }
-    reordering = {"CausalLM", "ListCache", "CountedCache", "RowsCache", "Prepared", "AttentionLM"}
-    assert by_name["reorder"] == reordering
+    reordering = {"CausalLM", "ListCache", "CountedCache", "RowsCache", "Prepared", "AttentionLM", "PositionsOfIds"}
+    assert by_name["reorder"] == reordering | {"ModuleCache"}
     assert by_name["crop"] == reordering - {"ListCache"}
     assert by_name["beams"] == {"ListCache", "AttentionLM"}
     assert by_name["held"] == {kind.__name__ for kind in HEALTHY} - {"StateInside"}

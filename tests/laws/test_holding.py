@@ -62,6 +62,20 @@ def test_modules_configurations_texts_and_callables_are_closed() -> None:
     assert named(root) == {"n": 7}
 
 
+def test_a_module_without_parameters_is_a_container() -> None:
+    class Kept(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.h, self.seen = [torch.ones(2)], 3
+            self.register_buffer("window", torch.zeros(2))
+            self.inner = nn.Module()
+            self.inner.n = 4
+
+    assert list(named(Kept())) == ["h.0", "seen", "window", "inner.n"]
+    made = rebuilt_with(Kept(), {by_name(Kept(), "seen"): 5})
+    assert (made.seen, made.inner.n) == (5, 4)
+
+
 def test_what_holds_itself_or_lies_too_deep_ends() -> None:
     root: dict[str, Any] = {"n": 1}
     root["self"] = root
