@@ -50,7 +50,7 @@ def wrapped(kind: type[nn.Module]) -> Any:
 
 
 def drawn(rows: int, time: int, seed: int = 0) -> Tensor:
-    return torch.randint(0, 11, (rows, time), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(2, 11, (rows, time), generator=torch.Generator().manual_seed(seed))
 
 
 def parts(kind: type[nn.Module], law: str) -> dict[str, Verdict]:
