@@ -205,6 +205,15 @@ def test_an_id_that_is_read_as_padding_is_no_element_and_all_padding() -> None:
     assert {wrapped(kind).facts.padding for kind in HEALTHY if kind is not PositionsOfIds} == {None}
 
 
+def test_a_window_is_what_the_configuration_says() -> None:
+    class Windowed(AttentionLM):
+        def __init__(self) -> None:
+            super().__init__()
+            self.config.sliding_window, self.config.use_window, self.config.max_window_layers = 6, True, 3
+
+    assert (wrapped(AttentionLM).facts.window, wrapped(Windowed).facts.window) == (None, 6)
+
+
 def test_native_operations_are_those_that_the_library_has() -> None:
     offered = {kind: native_of(wrapped(kind)) for kind in HEALTHY}
     by_name = {

@@ -58,7 +58,7 @@ def wrap_cached(module: nn.Module, declared: Declared) -> CachedModel:
         missing={key: reason for key, reason in facts.missing.items() if key not in known},
         boundaries=_boundaries(module),
         padding=padding,
-        window=_window(make, said, next(module.parameters())),
+        window=min([*_windows(module), *_kept(make, said, next(module.parameters()))], default=None),
         device=str(device),
     )
     return CachedModel(module, calling, layout, facts, pristine)
@@ -72,8 +72,15 @@ def _boundaries(module: nn.Module) -> tuple[int, ...]:
     return tuple(sorted(value for value in found if 1 < value <= 1024))
 
 
-def _window(make: Callable[[], CachedModel], said: Declared, like: Tensor) -> int | None:
-    """Elements from which on a cache of keys holds fewer than were read; None if it holds all of a long call."""
+def _windows(module: nn.Module) -> list[int]:
+    """Windows of attention in the configuration: a cache may hold what is outside of them, behind a mask."""
+    settings = vars(getattr(module, "config", None) or object)
+    named = [value for key, value in settings.items() if re.search("window(_size)?$", key)]
+    return [value for value in named if isinstance(value, int) and not isinstance(value, bool) and value > 1]
+
+
+def _kept(make: Callable[[], CachedModel], said: Declared, like: Tensor) -> list[int]:
+    """Elements that a cache of keys holds of a long call, where they are fewer than were read."""
     time = 2 * LONGEST
     model = make()
     with torch.no_grad(), suppress(ModelRaised):
@@ -83,8 +90,8 @@ def _window(make: Callable[[], CachedModel], said: Declared, like: Tensor) -> in
         model(example(said, like, 1, time))
         pairs = [(early[key].shape, value.shape) for key, value in model.get_states().items() if key != MASK]
         sizes = [q for one, many in pairs for p, q in zip(one, many, strict=False) if p == 1 and 1 < q < time]
-        return min(sizes, default=None)
-    return None
+        return sizes
+    return []
 
 
 def _calling(pristine: nn.Module, arguments: frozenset[str], said: Declared) -> Calling:
