@@ -113,6 +113,7 @@ def test_scripts_confirm_what_they_show_and_nothing_else(tmp_path: Path) -> None
     script(tmp_path, "CROP.native", 'raise IndexError("too far")')
     script(tmp_path, "FORK.native", printed.format("float('nan')"))
     script(tmp_path, "RESET.functional", printed.format("0.5"))
+    script(tmp_path, "ALIAS.native", f"from statecheck.deviation import deviation\n{printed.format('0.5')}")
     row = {"model": "small", "bar": 1e-5}
     confirm([row], tmp_path)
     assert row["confirmed"] == {
@@ -146,13 +147,15 @@ def test_the_page_shows_what_was_run_what_is_broken_and_what_was_not() -> None:
         {"id": "SIZE", "status": "PASS", "reason": ""},
     ]
     absent = {"stage": "not built", "model": "tree", "recurrent": False, "laws": [], "reason": "KeyError: 'x'"}
+    laws.append({"id": "LOAD", "status": "FAIL", "reason": "1"})
     rows = [{**ran, "laws": laws, "confirmed": {"STEP.native": "0.5 relative", "STEP.late": ""}}, absent]
     about = {"library": "sea", "release": "1", "profile": "quick", "torch": "2", "minutes": 3.2, "jobs": 2}
     text = page(rows, about)
-    assert "| wave | **F** | · |" in text
+    assert "| wave | **F** | · | **F** |" in text
     assert "Models with keys and values alone" not in text
     assert "- STEP: 0" in text
     assert "*relative" not in text.replace("\\*", "")  # what a model says is no markup
     assert "models/wave/violations/STEP.native/script.py) show it: 0" in text
     assert "do NOT show it" in text
+    assert "- LOAD: 1\n  - not confirmed" in text
     assert "- `tree`: not built: KeyError: 'x'" in text

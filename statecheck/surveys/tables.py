@@ -64,9 +64,12 @@ def _table(rows: Sequence[Row], title: str) -> Iterator[str]:
     yield ""
 
 
-def _confirmed(row: Row) -> Iterator[str]:
+def _confirmed(row: Row, law: str) -> Iterator[str]:
     """What the library's own calls showed, part by part, with the script that makes them."""
-    for part, shown in row.get("confirmed", {}).items():
+    shown_by = {part: shown for part, shown in row.get("confirmed", {}).items() if part.partition(".")[0] == law}
+    if not shown_by:
+        yield "  - not confirmed: there is no script of the library's own calls"
+    for part, shown in shown_by.items():
         script = f"models/{row['model']}/violations/{part}/script.py"
         told = f"show it: {markdown(shown)}" if shown else "do NOT show it"
         yield f"  - {part}: [the library's own calls]({script}) {told}"
@@ -78,6 +81,7 @@ def _evidence(rows: Sequence[Row]) -> Iterator[str]:
         if failed:
             yield f"### {row['model']} (`{row['class']}`)"
             yield ""
-            yield from (f"- {law['id']}: {markdown(law['reason'])}" for law in failed)
-            yield from _confirmed(row)
+            for law in failed:
+                yield f"- {law['id']}: {markdown(law['reason'])}"
+                yield from _confirmed(row, law["id"])
             yield ""
