@@ -100,13 +100,16 @@ def test_a_model_with_weights_of_its_own_is_saved_beside_the_script(tmp_path: Pa
     assert printed(run(tmp_path / "case", text)) == pytest.approx(shown.error, rel=0.5)
 
 
-def test_what_raises_is_the_last_line() -> None:
-    class Raising(SmallLM):
-        def unpacked(self, cache: object) -> object:
-            if self.reading > 1:
-                raise IndexError("one at a time")
-            return super().unpacked(cache)
+class Raising(SmallLM):
+    """It takes one element at a time."""
 
+    def unpacked(self, cache: object) -> object:
+        if self.reading > 1:
+            raise IndexError("one at a time")
+        return super().unpacked(cache)
+
+
+def test_what_raises_is_the_last_line() -> None:
     with torch.no_grad():
         text, shown = plain_script(sc.wrap(Raising(Config())), Claim.parse(CLAIMS[0]), None)
     assert shown.error == float("inf")
@@ -117,6 +120,22 @@ def test_what_raises_is_the_last_line() -> None:
 def test_a_model_without_a_configuration_has_no_such_script() -> None:
     with torch.no_grad(), pytest.raises(NotOffered, match="no configuration"):
         plain_script(sc.wrap(CausalLM()), Claim.parse(CLAIMS[0]), None)
+
+
+def test_a_class_that_no_script_can_import_has_no_such_script() -> None:
+    class Local(SmallLM):
+        pass
+
+    with torch.no_grad(), pytest.raises(NotOffered, match="in a function"):
+        plain_script(sc.wrap(Local(Config())), Claim.parse(CLAIMS[0]), None)
+
+
+def test_writing_a_script_leaves_the_random_numbers_as_they_were() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    written(CLAIMS[0], forgets=True)
+    assert torch.equal(torch.rand(3), expected)
 
 
 def test_the_report_of_a_broken_model_holds_such_a_script(tmp_path: Path) -> None:

@@ -156,8 +156,9 @@ def recipe_by_config(module: nn.Module) -> tuple[list[str], nn.Module]:
     if sum(parameter.numel() for parameter in module.parameters()) > MOST_DRAWN:
         raise NotOffered(f"the model has more than {MOST_DRAWN:,} parameters")
     fields = settings(config)
-    torch.manual_seed(0)
-    twin = scatter(type(module)(type(config)(**fields)).float())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        twin = scatter(type(module)(type(config)(**fields)).float())
     arguments = [f"        {key}={value!r}," for key, value in fields.items()]
     lines = [
         *_imports(type(config), type(module)),
@@ -187,9 +188,10 @@ def settings(config: Any) -> dict[str, Any]:
 
     Raises :class:`NotOffered` where these arguments do not make the same configuration.
     """
-    own, plain = config.to_dict(), type(config)().to_dict()
-    fields = {key: value for key, value in own.items() if _told(key) and plain.get(key, ...) != value}
+    own = config.to_dict()
     try:
+        plain = type(config)().to_dict()
+        fields = {key: value for key, value in own.items() if _told(key) and plain.get(key, ...) != value}
         fields = ast.literal_eval(repr(fields))
         again = type(config)(**fields).to_dict()
     except Exception as error:  # whatever a configuration raises
@@ -204,7 +206,9 @@ def _told(key: str) -> bool:
 
 
 def _imports(*classes: type) -> list[str]:
-    """From the package itself where it exports them."""
+    """From the package itself where it exports them. Raises :class:`NotOffered` where a script can't import them."""
+    if any(one.__module__ == "__main__" or "<locals>" in one.__qualname__ for one in classes):
+        raise NotOffered("a class of the model is defined in the script that was run, or in a function")
     lines: dict[str, list[str]] = {}
     for one in classes:
         package = one.__module__.partition(".")[0]
