@@ -205,6 +205,54 @@ def test_an_id_that_is_read_as_padding_is_no_element_and_all_padding() -> None:
     assert {wrapped(kind).facts.padding for kind in HEALTHY if kind is not PositionsOfIds} == {None}
 
 
+def test_what_a_search_leaves_on_the_module_is_taken_away() -> None:
+    class Leaving(AttentionLM):
+        def generate(self, *given: Any, **named: Any) -> Output:
+            found = super().generate(*given, **named)
+            self.kept_by_search = nn.Identity()
+            return found
+
+    verdict = sc.check_model(Leaving().eval(), suite="conformance", only=["REORDER"], examples=20)["REORDER"]
+    assert verdict.status is Status.PASS, verdict.reason
+
+
+def test_a_search_is_plain_whatever_the_model_asks_for() -> None:
+    class Forcing(AttentionLM):
+        def __init__(self) -> None:
+            super().__init__()
+            self.generation_config = Asked(forced=True)
+
+        def generate(self, *given: Any, **named: Any) -> Output:
+            found = super().generate(*given, **named)
+            found["sequences_scores"] += self.generation_config.forced
+            return found
+
+    module = Forcing().eval()
+    verdict = sc.check_model(module, suite="conformance", only=["REORDER"], examples=20)["REORDER"]
+    assert verdict.status is Status.PASS, verdict.reason
+    assert module.generation_config.forced
+
+
+class Asked:
+    """Settings of a generation."""
+
+    def __init__(self, cache_implementation: str | None = None, forced: bool = False) -> None:
+        self.cache_implementation, self.forced = cache_implementation, forced
+
+
+def test_a_kind_of_cache_that_only_generation_makes_is_named() -> None:
+    class Asking(AttentionLM):
+        def __init__(self) -> None:
+            super().__init__()
+            self.generation_config = Asked("hybrid")
+
+        def forward(self, input_ids: Tensor, past_key_values: Any = None, use_cache: bool | None = None) -> Output:
+            return Output(logits=super().forward(input_ids, use_cache=False).logits)
+
+    with pytest.raises(ContractError, match="asks for a cache of kind hybrid"):
+        sc.wrap(Asking())
+
+
 def test_a_window_is_what_the_configuration_says() -> None:
     class Windowed(AttentionLM):
         def __init__(self) -> None:

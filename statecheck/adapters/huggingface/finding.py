@@ -101,6 +101,10 @@ def _calling(pristine: nn.Module, arguments: frozenset[str], said: Declared) -> 
     for first in ("none", "prepared", "dynamic"):
         if first == "dynamic" and "past_key_values" not in arguments:
             continue
+        asked = getattr(getattr(pristine, "generation_config", None), "cache_implementation", None)
+        if first == "dynamic" and asked:  # a growing cache is not what this model's generation would make
+            reasons.append(f"generation asks for a cache of kind {asked}, and a call makes none")
+            continue
         calling = Calling(arguments, first=first)
         try:
             kept, before, cached = _looked_at(pristine, calling, said)

@@ -52,8 +52,11 @@ class Held:
 
 @contextmanager
 def _plain_search(module: Any) -> Iterator[None]:
-    """Generation as it comes: settings of a model that force or forbid tokens change the scores that are reported."""
-    own = getattr(module, "generation_config", None)
+    """Generation as it comes: settings of a model that force or forbid tokens change the scores that are reported.
+
+    What a search leaves on the module (some releases keep a cache there) is taken away again.
+    """
+    own, before = getattr(module, "generation_config", None), {*vars(module), *module._modules}
     if own is not None:
         module.generation_config = type(own)(cache_implementation=getattr(own, "cache_implementation", None))
     try:
@@ -61,6 +64,8 @@ def _plain_search(module: Any) -> Iterator[None]:
     finally:
         if own is not None:
             module.generation_config = own
+        for left in {*vars(module), *module._modules} - before:
+            delattr(module, left)
 
 
 class CachedModel:
