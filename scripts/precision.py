@@ -109,7 +109,8 @@ def judged(name: str, seed: int) -> dict[str, Any]:
     model = sc.wrap(module) if library != "xlstm" else sc.wrap(module, width=WIDTH)
     began = time.thread_time()
     report = sc.check_model(model, suite="conformance", seed=seed)
-    floors = [(m.value, m.name) for row in report for m in row.measurements if m.unit == "floors"]
+    numbers = [m for row in report for m in row.measurements if m.unit == "floors"]
+    floors = [(m.value, m.name) for m in numbers if m.name != "HONEST.necessary"]  # there, more is better
     return {
         "model": name,
         "seed": seed,

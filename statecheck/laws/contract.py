@@ -42,7 +42,7 @@ __all__ = ["Evidence", "Outcome", "probe"]
 #: Floors from which a deviation is worth shrinking; the suite `conformance` fails from there.
 WORTH = 15.0
 FEWEST = 5  # cases that must be judged before none of them broke the law
-CONTROLS = 5  # claims of each search on which the state is dropped
+CONTROLS, MOST_CONTROLS = 5, 40  # claims of each search on which the state is dropped; most where none moves
 
 Case = TypeVar("Case", bound=Hashable)
 
@@ -253,7 +253,7 @@ def run_search(
         reason = f"{examples} of {examples + len(found.unusable)} cases could be judged alone: {first}"
         return Absence(name, Status.INCONCLUSIVE, reason)
     judged = Measurement.exact(name, found.worst, unit="floors", n=examples)
-    controls = [error for case in list(found.deviations)[-CONTROLS:] if (error := control(case)) is not None]
+    controls = _controls(list(found.deviations), control, WORTH * floor)
     if not controls:
         return Held(judged)
     seen = max(controls) / floor
@@ -262,6 +262,17 @@ def run_search(
         return Absence(name, Status.INCONCLUSIVE, reason)
     told = f"of a state that is dropped; the law sees what is {WORTH / seen:.1g} of that"
     return Held(judged, (Measurement.exact(f"{name}.seen", seen, unit="floors", note=told),))
+
+
+def _controls(cases: Sequence[Case], control: Callable[[Case], float | None], enough: float) -> list[float]:
+    """What dropping the state moves in the last of the cases; in more of them while that is not `enough`."""
+    errors: list[float] = []
+    for case in cases[: -MOST_CONTROLS - 1 : -1]:
+        if len(errors) >= CONTROLS and max(errors) >= enough:
+            break
+        error = control(case)
+        errors += [] if error is None else [error]
+    return errors
 
 
 def outcome_of(evidence: Evidence, parts: Sequence[Held | Absence]) -> Outcome:
