@@ -29,8 +29,7 @@ def page(rows: Sequence[Row], about: Mapping[str, Any]) -> str:
             "",
             f"{len(rows)} models, each tiny, with random weights: {len(run)} run, of these"
             f" {sum(row['recurrent'] for row in run)} with a recurrent part. Profile {about['profile']}; torch"
-            f" {about['torch']}; {about['minutes']:.0f} minutes on {about['jobs']} processes,"
-            f" {sum(row.get('seconds', 0.0) for row in rows) / 60:.0f} of a processor.",
+            f" {about['torch']}; {sum(row.get('seconds', 0.0) for row in rows) / 60:.0f} minutes of a processor.",
             "",
             "· holds, **F** is broken, ? could not tell, s could not be tried, – does not apply, w warns.",
             "",

@@ -1,0 +1,46 @@
+# PADL: Padding before a row changes nothing
+# transformers 5.23.0, torch 2.13.0+cpu
+# case: 1x2@0: feed(0:2, left 1) == of(0) feed(0:1)
+import torch
+from transformers import BigBirdPegasusConfig, BigBirdPegasusForCausalLM
+
+
+def make():
+    torch.manual_seed(0)
+    config = BigBirdPegasusConfig(
+        is_encoder_decoder=False,
+        vocab_size=64,
+        encoder_layers=2,
+        encoder_ffn_dim=64,
+        encoder_attention_heads=4,
+        decoder_layers=2,
+        decoder_ffn_dim=64,
+        decoder_attention_heads=4,
+        d_model=32,
+        dropout=0.0,
+        decoder_start_token_id=0,
+        bos_token_id=0,
+        eos_token_id=0,
+        is_decoder=True,
+    )
+    model = BigBirdPegasusForCausalLM(config).float().eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():  # random weights for which the state matters
+        drawn = torch.randn(parameter.shape, generator=generator)
+        parameter.copy_(0.15 * drawn if parameter.dim() > 1 else parameter + 0.1 * drawn)
+    return model
+
+
+torch.set_grad_enabled(False)
+x = torch.tensor([[44, 47]])
+model = make()
+out1 = model(input_ids=x[:, 0:1], use_cache=True)
+out2 = model(input_ids=torch.tensor([[54, 44]]), use_cache=True, attention_mask=torch.tensor([[0, 1]]))
+
+expected = out1.logits
+found = out2.logits[:, 1:]
+for row, (e, f) in enumerate(zip(expected, found)):
+    error = (f - e).norm(dim=-1) / e.norm(dim=-1)
+    print(f"row {row}: relative error of each position", [float(f"{value:.1e}") for value in error])
+    wrong = int((error / error.max() >= 0.5).int().argmax())
+    print(f"  position {wrong}: expected", e[wrong, :4].tolist(), "found", f[wrong, :4].tolist())

@@ -1,0 +1,36 @@
+# PREFIX: What is read later changes nothing earlier
+# transformers 5.23.0, torch 2.13.0+cpu
+# case: 1x2@0: whole(0:2, first 1) == whole(0:1)
+import torch
+from transformers import CpmAntConfig, CpmAntForCausalLM
+
+
+def make():
+    torch.manual_seed(0)
+    config = CpmAntConfig(
+        vocab_size=64,
+        hidden_size=32,
+        num_attention_heads=4,
+        num_hidden_layers=4,
+    )
+    model = CpmAntForCausalLM(config).float().eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():  # random weights for which the state matters
+        drawn = torch.randn(parameter.shape, generator=generator)
+        parameter.copy_(0.15 * drawn if parameter.dim() > 1 else parameter + 0.1 * drawn)
+    return model
+
+
+torch.set_grad_enabled(False)
+x = torch.tensor([[44, 47]])
+model = make()
+out1 = model(input_ids=x[:, 0:1], use_cache=False)
+out2 = model(input_ids=x[:, 0:2], use_cache=False)
+
+expected = out1.logits
+found = out2.logits[:, :1]
+for row, (e, f) in enumerate(zip(expected, found)):
+    error = (f - e).norm(dim=-1) / e.norm(dim=-1)
+    print(f"row {row}: relative error of each position", [float(f"{value:.1e}") for value in error])
+    wrong = int((error / error.max() >= 0.5).int().argmax())
+    print(f"  position {wrong}: expected", e[wrong, :4].tolist(), "found", f[wrong, :4].tolist())

@@ -1,0 +1,32 @@
+# PARITY: Ways to compute the same agree: cached, training, with gradients
+# transformers 5.23.0, torch 2.13.0+cpu
+# case: 2x1@0: feed(0:1) == whole(0:1)
+import torch
+from transformers import RwkvConfig, RwkvForCausalLM
+
+
+def make():
+    torch.manual_seed(0)
+    config = RwkvConfig(
+        vocab_size=64,
+        hidden_size=32,
+        num_hidden_layers=4,
+        attention_hidden_size=32,
+        intermediate_size=64,
+    )
+    model = RwkvForCausalLM(config).float().eval()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():  # random weights for which the state matters
+        drawn = torch.randn(parameter.shape, generator=generator)
+        parameter.copy_(0.15 * drawn if parameter.dim() > 1 else parameter + 0.1 * drawn)
+    return model
+
+
+torch.set_grad_enabled(False)
+x = torch.tensor([[44], [47]])
+model = make()
+out1 = model(input_ids=x[:, 0:1], use_cache=False)
+out2 = model(input_ids=x[:, 0:1], use_cache=True)
+
+# the model's output has shape (2, 2, 64) for inputs (2, 1): expected (batch, time, vocabulary)
+print("shape", tuple(out2.logits.shape))
