@@ -41,6 +41,7 @@ __all__ = ["Evidence", "Outcome", "probe"]
 
 #: Floors from which a deviation is worth shrinking; the suite `conformance` fails from there.
 WORTH = 15.0
+WORTH_OF_GRADIENTS = 30.0  # in floors of their own, which are measured less surely
 FEWEST = 5  # cases that must be judged before none of them broke the law
 CONTROLS, MOST_CONTROLS = 5, 40  # claims of each search on which the state is dropped; most where none moves
 
@@ -49,7 +50,7 @@ Case = TypeVar("Case", bound=Hashable)
 
 @dataclass
 class Search(Generic[Case]):
-    """What a search brought: each case's deviation, and the simplest that is off by more than `WORTH` floors."""
+    """What a search brought: each case's deviation, and the simplest that is off by more than is worth shrinking."""
 
     floor: float
     deviations: dict[Case, Deviation] = field(default_factory=dict)
@@ -71,8 +72,9 @@ def search(
     random: Random,
     examples: int,
     seconds: float,
+    worth: float = WORTH,
 ) -> Search[Case]:
-    """Draw up to `examples` cases within `seconds`; shrink the first that is off by more than `WORTH` floors.
+    """Draw up to `examples` cases within `seconds`; shrink the first that is off by more than `worth` floors.
 
     A case for which `measure` raises can't be judged. The same `random` brings the same
     cases; when time runs out, no case is measured any more. Time is that of this thread, so that a busy machine does
@@ -93,7 +95,7 @@ def search(
             except (CapabilityMissing, ModelRaised) as error:
                 result.unusable[case] = error
                 return False
-        return result.deviations[case].error > WORTH * floor
+        return result.deviations[case].error > worth * floor
 
     quiet = settings(
         max_examples=examples,
@@ -225,6 +227,7 @@ def run_search(
     control: Callable[[Case], float | None] = lambda case: None,
     floor: float | None = None,
     otherwise: Callable[[Case], Deviation] | None = None,
+    worth: float = WORTH,
 ) -> Held | Absence:
     """One part of a law by search, and what it would have seen of a state that is dropped (`control`, relative).
 
@@ -233,7 +236,9 @@ def run_search(
     """
     effort, floor = evidence.effort, floor or floor_of(evidence).value
     random = Random(int(evidence.generator(name).integers(2**32)))
-    search_for = partial(search, cases, floor=floor, random=random, examples=effort.examples, seconds=effort.seconds)
+    search_for = partial(
+        search, cases, floor=floor, random=random, examples=effort.examples, seconds=effort.seconds, worth=worth
+    )
     found = search_for(measure)
     if otherwise and not found.deviations and any(isinstance(e, ExpectedIsWrong) for e in found.unusable.values()):
         found = search_for(otherwise)
@@ -253,14 +258,14 @@ def run_search(
         reason = f"{examples} of {examples + len(found.unusable)} cases could be judged alone: {first}"
         return Absence(name, Status.INCONCLUSIVE, reason)
     judged = Measurement.exact(name, found.worst, unit="floors", n=examples)
-    controls = _controls(list(found.deviations), control, WORTH * floor)
+    controls = _controls(list(found.deviations), control, worth * floor)
     if not controls:
         return Held(judged)
     seen = max(controls) / floor
-    if seen < WORTH:
+    if seen < worth:
         reason = f"dropping the state moves the outputs by {seen:.2g} floors alone: this law sees nothing here"
         return Absence(name, Status.INCONCLUSIVE, reason)
-    told = f"of a state that is dropped; the law sees what is {WORTH / seen:.1g} of that"
+    told = f"of a state that is dropped; the law sees what is {worth / seen:.1g} of that"
     return Held(judged, (Measurement.exact(f"{name}.seen", seen, unit="floors", note=told),))
 
 

@@ -13,7 +13,7 @@ from statecheck.deviation import Deviation, deviation
 from statecheck.errors import CapabilityMissing, ModelRaised
 from statecheck.histories.drawing import long_lengths, rows, seeds, values
 from statecheck.histories.playing import plain
-from statecheck.laws.contract import WORTH, Evidence, Held, Outcome, floor_of, probe, run_search
+from statecheck.laws.contract import WORTH, WORTH_OF_GRADIENTS, Evidence, Held, Outcome, floor_of, probe, run_search
 from statecheck.noise import copied, default_dtype, float64_twin, nudged, widened
 from statecheck.protocol import Capability, StatefulModel, fresh
 from statecheck.slopes import Gradients, apart, gradients, slope_error
@@ -112,7 +112,7 @@ def _native(evidence: Evidence, twin: StatefulModel, floor: float) -> Held | Abs
         return Deviation(furthest, f"largest for parameter {parameter}")
 
     drawn = st.tuples(rows(), long_lengths(evidence.facts), seeds())
-    return run_search(evidence, name, drawn, measure, floor=floor)
+    return run_search(evidence, name, drawn, measure, floor=floor, worth=WORTH_OF_GRADIENTS)
 
 
 def _slope(evidence: Evidence) -> Held | Absence:
@@ -177,7 +177,7 @@ def _functional(evidence: Evidence, twin: StatefulModel, floor: float) -> Held |
         return Deviation(error, f"largest for parameter {parameter}")
 
     drawn = st.tuples(rows(), st.integers(1, 12), st.integers(2, 6), seeds())
-    return run_search(evidence, name, drawn, measure, floor=floor)
+    return run_search(evidence, name, drawn, measure, floor=floor, worth=WORTH_OF_GRADIENTS)
 
 
 def _cut(model: StatefulModel, inputs: Tensor, before: int, *, in_one_call: bool) -> Tensor:
