@@ -70,3 +70,19 @@ class SmallLM(CausalLM):
         model = cls(Config(**fields))
         model.load_state_dict(weights)
         return model
+
+
+class Prepared(SmallLM):
+    """A call makes no cache of its own: only prepare_inputs_for_generation does, an empty one."""
+
+    def packed(self, after: list, cache: Any, time: int) -> Any:
+        return None if cache is None else super().packed(after, cache, time)
+
+    def unpacked(self, cache: Any) -> Any:
+        return super().unpacked(cache) if cache.layers else None
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, past_key_values: Any = None, **rest: Any
+    ) -> dict[str, Any]:
+        past = RollingCache() if past_key_values is None else past_key_values
+        return {"input_ids": input_ids[:, past.seen :], "past_key_values": past}

@@ -7,11 +7,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from cached_models import CausalLM
-from configured_models import Config, SmallLM
+from configured_models import Config, Prepared, SmallLM
 
 import statecheck as sc
 from statecheck.adapters.huggingface.transcript import scatter
@@ -115,6 +116,34 @@ def test_what_raises_is_the_last_line() -> None:
     assert shown.error == float("inf")
     assert text.splitlines()[-3].startswith("out3 = model(")
     assert text.splitlines()[-1] == "# the line above raises IndexError in Raising: one at a time"
+
+
+class Unordered(SmallLM):
+    """Its cache can't be reordered."""
+
+    def packed(self, after: list, cache: Any, time: int) -> Any:
+        cache = super().packed(after, cache, time)
+        cache.reorder_cache = refused
+        return cache
+
+
+def refused(rows: torch.Tensor) -> None:
+    raise IndexError("no rows")
+
+
+def test_a_reordering_that_raises_is_the_last_line() -> None:
+    with torch.no_grad():
+        text, shown = plain_script(sc.wrap(Unordered(Config())), Claim.parse(CLAIMS[2]), None)
+    assert shown.error == float("inf")
+    assert text.splitlines()[-3].endswith(".past_key_values.reorder_cache(torch.tensor([2, 0, 1]))")
+    assert "the line above raises IndexError" in text.splitlines()[-1]
+
+
+def test_an_empty_cache_that_preparation_makes_is_written_down(tmp_path: Path) -> None:
+    with torch.no_grad():
+        text, shown = plain_script(sc.wrap(Prepared(Config(forgets=True)).eval()), Claim.parse(CLAIMS[0]), None)
+    assert "cache1 = model.prepare_inputs_for_generation(x[:, 0:2]" in text
+    assert printed(run(tmp_path, text)) == pytest.approx(shown.error, rel=0.5)
 
 
 def test_a_model_without_a_configuration_has_no_such_script() -> None:

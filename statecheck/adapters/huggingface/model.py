@@ -235,7 +235,8 @@ class CachedModel:
     def _first_cache(self, inputs: Tensor, mask: Tensor | None) -> dict[str, Any]:
         made = first_cache(self.module, self._calling, inputs, mask)
         if self._transcript is not None:
-            self._transcript.made(self._called, self._calling.first, caches_in(made, self._calling.arguments), inputs)
+            caches = {key: value for key, value in made.items() if not isinstance(value, Tensor)}  # an empty one, too
+            self._transcript.made(self._called, self._calling.first, caches, inputs)
         return made
 
     def _brought(self, given: object, passed: Mapping[str, Any]) -> dict[str, Any]:
@@ -276,8 +277,10 @@ class CachedModel:
             if reorder is None:
                 continue
             try:
+                told = self._tell_reordering(cache, rows)
                 caches[argument] = asking(reorder, rows)
-                self._tell_reordered(cache, caches[argument], rows)
+                if self._transcript is not None:
+                    self._transcript.name(caches[argument], told)
             except ModelRaised as error:
                 if isinstance(error.__cause__, NotImplementedError):
                     raise NotOffered(f"the library refuses: {error}") from error
@@ -285,10 +288,12 @@ class CachedModel:
         mask = self._carried.mask
         self._carried = replace(self._carried, caches=caches, mask=None if mask is None else mask[rows])
 
-    def _tell_reordered(self, before: object, after: object, rows: Tensor) -> None:
-        if self._transcript is not None:
-            owner = "" if callable(getattr(before, "reorder_cache", None)) else self._called
-            self._transcript.reordered(owner, before, after, rows)
+    def _tell_reordering(self, cache: object, rows: Tensor) -> str:
+        """What the cache is called afterwards."""
+        if self._transcript is None:
+            return ""
+        owner = "" if callable(getattr(cache, "reorder_cache", None)) else self._called
+        return self._transcript.reordering(owner, cache, rows)
 
     def _crop(self, length: int) -> None:
         back = self._carried.length - length

@@ -102,14 +102,18 @@ class Transcript:
                 prepared = f"{model}.prepare_inputs_for_generation({asked}, {positions})"
                 self.lines.append(f'{name} = {prepared}["{argument}"]')
 
-    def reordered(self, model: str, before: object, after: object, rows: Tensor) -> None:
-        """The rows of a cache were reordered, by itself where `model` is "", else by the model."""
-        index = f"torch.tensor({rows.tolist()})"
+    def reordering(self, model: str, cache: object, rows: Tensor) -> str:
+        """The rows of a cache are about to be reordered, by itself where `model` is "", else by the model.
+
+        What the cache is called afterwards.
+        """
+        name, index = self.named(cache), f"torch.tensor({rows.tolist()})"
         if not model:
-            self.lines.append(f"{self.named(before)}.reorder_cache({index})")
-        else:
-            told = f"{model}._reorder_cache({self.named(before)}, {index})"
-            self.lines.append(f"{self.name(after, self.variable())} = {told}")
+            self.lines.append(f"{name}.reorder_cache({index})")
+            return name
+        after = self.variable()
+        self.lines.append(f"{after} = {model}._reorder_cache({name}, {index})")
+        return after
 
     def written(self, value: Any) -> str:
         """An argument of a call as an expression."""
