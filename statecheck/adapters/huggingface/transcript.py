@@ -7,6 +7,7 @@ brought and that the next one is given, its own reorder_cache and crop. The line
 from __future__ import annotations
 
 import ast
+import inspect
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -95,7 +96,8 @@ class Transcript:
         for argument, cache in caches.items():
             name = self.name(cache, self.variable())
             if how == "dynamic":
-                self.lines.append(f"{name} = transformers.DynamicCache(config={model}.config)")
+                takes = "config" in inspect.signature(type(cache).__init__).parameters  # newer releases do
+                self.lines.append(f"{name} = transformers.DynamicCache({f'config={model}.config' if takes else ''})")
             else:
                 asked = f"{self.written(inputs)}, attention_mask=torch.ones{tuple(inputs.shape)}.long(), use_cache=True"
                 positions = f"cache_position=torch.arange({inputs.shape[1]})"
